@@ -1,0 +1,98 @@
+"""What the box needs to know of an NVIDIA GPU, without importing torch: its node, its libraries, its memory.
+
+``cuda:N`` counts as nvidia-smi does. The device node's number (``/dev/nvidiaM``) is the driver's minor number, which
+differs from N in a container that was given some of a host's GPUs.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import re
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu",
+                   "/usr/lib/aarch64-linux-gnu", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
+SHARED_NODES = ("/dev/nvidiactl", "/dev/nvidia-uvm", "/dev/nvidia-uvm-tools", "/dev/nvidia-caps")
+
+
+@dataclass(frozen=True, slots=True)
+class Gpu:
+    """One GPU as the driver describes it."""
+
+    index: int
+    uuid: str
+    minor: int
+    name: str
+    driver: str
+
+
+def index(device: str) -> int | None:
+    """N of ``cuda:N`` (0 for ``cuda``), None for any other device."""
+    kind, _, number = device.partition(":")
+    return int(number or 0) if kind == "cuda" else None
+
+
+@functools.cache
+def find(number: int) -> Gpu | None:
+    """GPU ``number`` by nvidia-smi, or None when there is none. Cached: the hardware does not change under a job."""
+    try:
+        text = subprocess.run(["nvidia-smi", "-q", "-i", str(number)], capture_output=True, text=True, timeout=60,
+                              check=True, stdin=subprocess.DEVNULL).stdout
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+    def field(name: str, otherwise: str) -> str:
+        found = re.search(rf"^\s*{name}\s*:\s*(.+?)\s*$", text, re.MULTILINE)
+        return found.group(1) if found else otherwise
+
+    minor = field("Minor Number", str(number))
+    return Gpu(number, field("GPU UUID", ""), int(minor) if minor.isdigit() else number,
+               field("Product Name", "unknown"), field("Driver Version", "unknown"))
+
+
+def nodes(gpu: Gpu) -> tuple[str, ...]:
+    """Device nodes of exactly this GPU, and those that all share."""
+    return (*SHARED_NODES, f"/dev/nvidia{gpu.minor}")
+
+
+def library_folders(hints: Iterable[str]) -> tuple[tuple[str, ...], bool]:
+    """(folders of the driver's libraries, whether the loader's cache already lists libcuda).
+
+    ``hints`` are the caller's LD_LIBRARY_PATH entries: in containers the driver is often mounted beside the system.
+    """
+    try:
+        cache = subprocess.run(["/sbin/ldconfig", "-p"], capture_output=True, text=True, timeout=20, check=False).stdout
+    except (OSError, subprocess.SubprocessError):
+        cache = ""
+    cached = re.findall(r"libcuda\.so\.1 .*=> (\S+)", cache)
+    if cached:
+        return tuple(dict.fromkeys(str(Path(path).parent) for path in cached)), True
+    places = [folder for folder in (*hints, *LIBRARY_FOLDERS) if (Path(folder) / "libcuda.so.1").exists()]
+    return tuple(dict.fromkeys(places)), False
+
+
+def memory_reader(gpu: Gpu) -> Callable[[], float]:
+    """A function that tells the MiB in use on the GPU: through NVML where it is installed, else nvidia-smi."""
+    try:
+        nvml = importlib.import_module("pynvml")
+    except ImportError:
+        return lambda: _smi_memory_mb(gpu)
+    try:
+        nvml.nvmlInit()
+        handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    except nvml.NVMLError:
+        return lambda: _smi_memory_mb(gpu)
+    return lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used) / 2**20
+
+
+def _smi_memory_mb(gpu: Gpu) -> float:
+    try:
+        text = subprocess.run(["nvidia-smi", "--query-gpu=memory.used", "--format=csv,noheader,nounits", "-i",
+                               str(gpu.index)], capture_output=True, text=True, timeout=20, check=True).stdout
+        return float(text.strip().splitlines()[0])
+    except (OSError, subprocess.SubprocessError, ValueError, IndexError):
+        return 0.0

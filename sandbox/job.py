@@ -1,0 +1,243 @@
+"""The job folder is the interface between the agent and the sandbox.
+
+The caller writes ``job.json`` into an empty folder and starts ``python -m sandbox.supervisor FOLDER``.
+The supervisor owns the clock, the limits and the box. Whatever happens it ends by renaming ``result.json``
+into place; a folder without ``result.json`` whose supervisor is gone was lost to the machine, not to the job.
+
+    job.json        Job, written by the caller, whole (temp + rename)
+    supervisor.pid  pid and start time of the supervisor (``"<pid> <start ticks>"``)
+    progress.json   Progress, replaced about twice a second: for screens, never for decisions
+    log.txt         what the job printed: bounded, control bytes stripped
+    weights.safetensors   the last complete weights frame (kept only when ``Job.keep_weights``)
+    result.json     Result
+
+Units: seconds are wall seconds of the supervisor's monotonic clock unless a name says otherwise; sizes are MiB.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from pydantic import TypeAdapter
+
+Fault = Literal["crash", "oom", "nan", "timeout", "no_metric", "non_causal", "infra"]
+"""Why a job gave no valid number. ``infra`` is the machine's fault and is never held against the code."""
+
+Tier = Literal["sealed", "protected", "reported"]
+"""Where the number comes from: a trusted scorer, the repo's own restored evaluation, or the job's own print."""
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """Hard limits on one job; crossing one kills the whole process tree."""
+
+    wall_seconds: float = 600.0
+    memory_mb: int = 8192
+    processes: int = 512
+    log_mb: int = 4
+    scratch_mb: int = 2048
+    weights_mb: int = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Batches:
+    """What the harness serves to a job that trains over the wire (see sandbox/wire.py).
+
+    ``tokens`` is a file of little-endian uint16 token ids outside the box. Rows of ``sequence + 1`` ids are
+    served in an order fixed by the seed alone.
+    """
+
+    tokens: str
+    rows: int
+    sequence: int
+    vocab: int
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """How the number is made.
+
+    ``sealed``: ``command`` starts a model server in a fresh box; the trusted scorer sends it rows of each split
+    and computes bits per byte. ``protected``: ``command`` runs the repo's own evaluation in a fresh box that sees
+    the job's output folder read-only, and prints the metric. ``reported``: no command; the pattern is read from
+    the training log.
+    """
+
+    tier: Tier
+    command: tuple[str, ...] = ()
+    splits: dict[str, str] = field(default_factory=dict)
+    """Split name -> uint16 token file (sealed tier), never visible inside any box."""
+    token_bytes: str = ""
+    """uint8 .npy: UTF-8 bytes of each token id, 0 for special tokens."""
+    rows: int = 256
+    """Rows of each split scored in bulk."""
+    audit: int = 128
+    """Prefixes of each split scored without showing the server what follows."""
+    pattern: str = ""
+    """Regular expression with one group: the metric (protected and reported tiers); the last match counts."""
+    overlay: str = ""
+    """Folder whose files replace those of the source for the evaluation (the protected files at the base commit)."""
+    wall_seconds: float = 300.0
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One training run. ``kind="twin"`` runs ``source`` and ``twin_source`` in lock step, one batch each in turn."""
+
+    id: str
+    source: str
+    """Folder of the code under test, bound read-only as the box's working tree."""
+    command: tuple[str, ...]
+    """argv; a leading ``python`` becomes the interpreter that runs the supervisor."""
+    seed: int
+    steps: int
+    """Batches granted to the job; 0 where the target counts for itself."""
+    preset: str = ""
+    kind: Literal["train", "twin"] = "train"
+    twin_source: str = ""
+    device: str = "cpu"
+    """``cpu`` or ``cuda:N``."""
+    threads: int = 1
+    batches: Batches | None = None
+    data: tuple[str, ...] = ()
+    """Extra folders bound read-only at their own path (a foreign repo's training data)."""
+    hidden: tuple[str, ...] = ()
+    """Files made unreadable in the box (held-out text that lies in the interpreter's own tree)."""
+    environment: dict[str, str] = field(default_factory=dict)
+    """Added to the box's otherwise empty environment. Never a secret."""
+    evaluation: Evaluation | None = None
+    limits: Limits = Limits()
+    keep_weights: bool = False
+    compile_cache: str = ""
+    """Folder of compiled kernels that is copied into the box's own caches at its start. Never written to."""
+    keep_compile_cache: bool = False
+    """Leave the run's compiled kernels in the job folder's ``compile_cache``. Compiled kernels are code: only for a
+    tree that the owner trusts, never for a candidate."""
+    check: bool = False
+    """Fill uninitialised memory with NaN until the first batch, so that an unset parameter shows."""
+    max_level: int = 3
+    """Highest isolation level to use (tests and ``--level``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """Bits per byte of one split (sealed tier), or the metric as read (other tiers, split ``val``)."""
+
+    value: float
+    bulk: float | None = None
+    audit_mean: float | None = None
+    """Mean of prefix NLL minus bulk NLL over the audited positions, in nats."""
+    audit_max: float | None = None
+    audit_se: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """A glance at a running job."""
+
+    phase: Literal["start", "train", "evaluate", "done"]
+    step: int
+    steps: int
+    loss: float | None
+    seconds: float
+    eta_seconds: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Step cost of ``source`` relative to ``twin_source``, interleaved on one device, and whether they are one."""
+
+    ratio: float
+    """Median over steps after the first two of (source step charge / twin step charge)."""
+    steps: int
+    identical: bool
+    """Both handed over byte-identical weights."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """How a job ended. ``fault is None`` exactly when the number may be used."""
+
+    id: str
+    fault: Fault | None
+    message: str = ""
+    """One line for a person; names the cause of the fault."""
+    scores: dict[str, Score] = field(default_factory=dict)
+    tier: Tier | None = None
+    reported: dict[str, float] = field(default_factory=dict)
+    """What the job printed of itself. Shown, never decided on."""
+    curve: tuple[tuple[int, float], ...] = ()
+    """(step, training loss as reported by the job), thinned to at most 200 points."""
+    steps: int = 0
+    """Batches that the harness served."""
+    tokens: int = 0
+    startup_seconds: float = 0.0
+    """Start of the box to the first batch request."""
+    train_seconds: float = 0.0
+    """First batch request to the weights (or to the exit)."""
+    startup_charge: float = 0.0
+    """Start of the box to the second batch request, on the charging clock: imports, the first step, compilation."""
+    charge_seconds: float = 0.0
+    """Second batch request to the weights, on the charging clock: CPU seconds of the tree on ``cpu``, wall seconds on
+    a GPU. For a job that is not served: the whole run."""
+    evaluate_seconds: float = 0.0
+    evaluate_charge: float = 0.0
+    """The evaluation's box on the charging clock: code of the patch runs there too."""
+    seconds: float = 0.0
+    """The whole job."""
+    peak_memory_mb: float = 0.0
+    gpu_memory_mb: float = 0.0
+    parameters: int = 0
+    weights_bytes: int = 0
+    weights_sha256: str = ""
+    nonfinite: tuple[str, ...] = ()
+    """Tensors with NaN or infinity in the handed-over weights."""
+    twin: Twin | None = None
+    level: int = 0
+    """Isolation level that really held (sandbox/box.py)."""
+    fingerprint: dict[str, str] = field(default_factory=dict)
+    """device, driver, torch, python, ruler: runs whose fingerprints differ are never compared."""
+    log_tail: str = ""
+
+
+JOB, RESULT, PROGRESS = TypeAdapter(Job), TypeAdapter(Result), TypeAdapter(Progress)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Write ``data`` so that ``path`` appears whole or not at all, and survives a power cut."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def write_job(folder: Path, job: Job) -> None:
+    """Create the job folder with its ``job.json``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(folder / "job.json", JOB.dump_json(job, indent=1))
+
+
+def read_job(folder: Path) -> Job:
+    return JOB.validate_json((folder / "job.json").read_bytes())
+
+
+def read_result(folder: Path) -> Result | None:
+    """The result, or None while there is none."""
+    try:
+        return RESULT.validate_json((folder / "result.json").read_bytes())
+    except FileNotFoundError:
+        return None
+
+
+def read_progress(folder: Path) -> Progress | None:
+    """The newest glance, or None before the first."""
+    try:
+        return PROGRESS.validate_json((folder / "progress.json").read_bytes())
+    except (FileNotFoundError, json.JSONDecodeError, ValueError):
+        return None

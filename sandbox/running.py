@@ -1,0 +1,335 @@
+"""One running box: started, watched against its limits, its log kept within bounds, and surely dead at the end.
+
+The kernel ties ``die with parent`` to the *thread* that forked, so boxes are started from the supervisor's main
+thread. The watch is another thread; it never waits for the job, the main thread never polls.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import re
+import resource
+import shutil
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from sandbox import box as boxes
+from sandbox import gpu, process
+from sandbox.job import Limits
+from sandbox.view import BoxSpec
+
+Reason = Literal["done", "stopped", "timeout", "memory", "log", "output", "processes", "watch"]
+TICK = 0.05
+SAMPLE_EVERY, GLANCE_EVERY, DISK_EVERY, GPU_EVERY = 4, 10, 20, 40
+"""Ticks between samples of clock and memory (0.2 s), progress (0.5 s), disk (1 s), GPU memory (2 s)."""
+FLOOD = 16
+"""A job that prints this many times its log limit is killed: reading its log costs the machine time."""
+TAIL = 1 << 16
+THREADS = 4
+"""Threads granted for each process of the limit, since RLIMIT_NPROC counts threads."""
+CONTROL = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
+
+
+class Log:
+    """What a job printed: the first half of the limit as it comes, the last half at the end, control bytes gone."""
+
+    def __init__(self, path: Path, most: int) -> None:
+        self._path, self._half = path, max(most // 2, TAIL)
+        self._last = bytearray()
+        self._written = 0
+        self.received = 0
+        path.write_bytes(b"")
+
+    def read_all(self, descriptor: int) -> None:
+        """Read until every writer is gone. A full disk costs the file, not the job, which would block on its pipe."""
+        with self._path.open("ab", buffering=0) as file:
+            while data := _read(descriptor):
+                self.received += len(data)
+                text = CONTROL.sub(b"", data.replace(b"\r\n", b"\n").replace(b"\r", b"\n"))
+                room = max(self._half - self._written, 0)
+                with contextlib.suppress(OSError):
+                    file.write(text[:room])
+                self._written += len(text)
+                self._last += text
+                if len(self._last) > 2 * self._half:
+                    del self._last[:-self._half]
+            dropped = self._written - 2 * self._half
+            rest = max(self._written - self._half, 0)
+            with contextlib.suppress(OSError):
+                if dropped > 0:
+                    file.write(b"\n[... %d bytes left out ...]\n" % dropped)
+                if rest:
+                    file.write(bytes(self._last[-min(rest, self._half):]))
+
+    def tail(self, most: int = TAIL) -> str:
+        """The newest text, up to ``most`` bytes."""
+        return bytes(self._last[-most:]).decode("utf-8", errors="replace")
+
+    def text(self) -> str:
+        """All that was kept."""
+        return self._path.read_text(encoding="utf-8", errors="replace")
+
+
+def _read(descriptor: int) -> bytes:
+    try:
+        return os.read(descriptor, 1 << 16)
+    except OSError:
+        return b""
+
+
+@dataclass(slots=True)
+class RunningBox:
+    """A started box. Call ``watch`` once, then ``close`` in any case."""
+
+    spec: BoxSpec
+    level: boxes.Level
+    popen: subprocess.Popen[bytes]
+    sock: socket.socket | None
+    """The harness's end of the wire, if the job has one."""
+    log: Log
+    clock: process.TreeClock
+    wall_seconds: float
+    status: int
+    """Where bubblewrap reports whether the command was executed; -1 at level 0."""
+    roots: set[int]
+    """First processes of all boxes of this supervisor, for which Popen waits."""
+    began: float = field(default_factory=time.monotonic)
+    ended: threading.Event = field(default_factory=threading.Event)
+    reason: Reason | None = None
+    """Why the harness killed it; None when it ended by itself."""
+    peak_memory_mb: float = 0.0
+    gpu_memory_mb: float = 0.0
+    executed: bool = True
+    """False when the box itself could not be set up."""
+    seconds: float = 0.0
+    _threads: list[threading.Thread] = field(default_factory=list)
+
+    @property
+    def returncode(self) -> int:
+        """Exit code; only after ``ended``."""
+        return self.popen.returncode if self.popen.returncode is not None else -1
+
+    def watch(self, glance: Callable[[], None]) -> None:
+        """Begin reading the log and guarding the limits. ``glance`` is called about twice a second."""
+        assert self.popen.stdout is not None
+        self._threads = [
+            threading.Thread(target=self.log.read_all, args=(self.popen.stdout.fileno(),), daemon=True),
+            threading.Thread(target=self._guard, args=(glance,), daemon=True)]
+        for thread in self._threads:
+            thread.start()
+
+    def kill(self, reason: Reason) -> None:
+        """Kill the tree. The first reason given stays. Takes no lock, so a signal may interrupt with it."""
+        if self.reason is None and not self.ended.is_set():
+            self.reason = reason
+        process.send_kill(self.clock.pids())
+
+    def finish(self, grace: float) -> None:
+        """Let the job end by itself for ``grace`` seconds, then kill it; return when it is gone."""
+        if not self.ended.wait(grace):
+            self.kill("done")
+            self.ended.wait()
+
+    def close(self) -> None:
+        """End everything: the tree, the threads, the socket, the box's folder."""
+        self.kill("done")
+        if not self._threads:
+            self.popen.wait()
+        if self.sock is not None:
+            self.sock.close()
+        for thread in reversed(self._threads):
+            thread.join(15)
+        if self.popen.stdout is not None and not any(thread.is_alive() for thread in self._threads):
+            self.popen.stdout.close()
+        shutil.rmtree(self.spec.folder, ignore_errors=True)
+
+    def _guard(self, glance: Callable[[], None]) -> None:
+        """The watch: guards the limits; when the command ends, or the watch itself fails, nothing stays behind."""
+        failed = True
+        try:
+            self._watch_limits(glance)
+            failed = False
+        finally:
+            if failed:
+                self.kill("watch")
+            self.popen.wait()
+            self.seconds = time.monotonic() - self.began
+            process.kill_all(self._survivors)
+            process.reap(keep=self.roots)
+            self._read_status()
+            self._threads[0].join(5)
+            self.ended.set()
+
+    def _watch_limits(self, glance: Callable[[], None]) -> None:
+        reader = self._gpu_reader()
+        tick = 0
+        while self.popen.poll() is None:
+            if time.monotonic() - self.began > self.wall_seconds:
+                self.kill("timeout")
+            elif self.log.received > FLOOD * (self.spec.limits.log_mb << 20):
+                self.kill("log")
+            elif tick % SAMPLE_EVERY == 0:
+                self._sample()
+            if tick % DISK_EVERY == DISK_EVERY - 1 and self._disk_mb() > self.spec.limits.scratch_mb:
+                self.kill("output")
+            if reader is not None and tick % GPU_EVERY == GPU_EVERY - 1:
+                self.gpu_memory_mb = max(self.gpu_memory_mb, reader())
+            if tick % GLANCE_EVERY == 0:
+                glance()
+            tick += 1
+            time.sleep(TICK)
+
+    def _sample(self) -> None:
+        self.clock.read()
+        pids = self.clock.pids()
+        used = process.memory_mb(pids)
+        self.peak_memory_mb = max(self.peak_memory_mb, used)
+        if used > self.spec.limits.memory_mb:
+            self.kill("memory")
+        elif len(pids) > self.spec.limits.processes:
+            self.kill("processes")
+
+    def _survivors(self) -> list[int]:
+        """Processes of the box that outlived its command: in its tree, or orphans that came to the supervisor."""
+        process.reap(keep=self.roots)
+        return list(dict.fromkeys([*process.descendants(self.popen.pid), *orphans(self.roots)]))
+
+    def _disk_mb(self) -> float:
+        """What the job has written on real disk: its output folder, and at level 0 its box folder."""
+        folders = [self.spec.output] if self.spec.output is not None and self.spec.output_writable else []
+        if self.level is boxes.Level.PLAIN:
+            folders.append(self.spec.folder)
+        return sum(_folder_bytes(folder) for folder in folders) / 2**20
+
+    def _gpu_reader(self) -> Callable[[], float] | None:
+        number = gpu.index(self.spec.device)
+        found = gpu.find(number) if number is not None else None
+        return gpu.memory_reader(found) if found is not None else None
+
+    def _read_status(self) -> None:
+        """bubblewrap writes ``exit-code`` only if the command was really executed."""
+        if self.status < 0:
+            return
+        text = b""
+        os.set_blocking(self.status, False)
+        with contextlib.suppress(BlockingIOError):
+            while data := os.read(self.status, 4096):
+                text += data
+        os.close(self.status)
+        self.executed = self.reason is not None or any("exit-code" in json.loads(line) for line in text.splitlines())
+
+
+def orphans(roots: set[int]) -> list[int]:
+    """Processes that this one adopted from its boxes, with all below them.
+
+    ``roots`` are the boxes' own first processes; helpers of this process (nvidia-smi) share its session, while every
+    box is started in a new one. With two boxes at level 0 an orphan cannot be told from the other box's: both lose it.
+    """
+    own = os.getsid(0)
+    found: list[int] = []
+    for pid in process.children(os.getpid()):
+        with contextlib.suppress(OSError):
+            if pid not in roots and os.getsid(pid) != own:
+                found += [pid, *process.descendants(pid)]
+    return found
+
+
+def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roots: set[int], *,
+          wire: bool) -> RunningBox:
+    """Start ``spec`` at ``level`` from the calling thread, which must outlive it. Raises OSError.
+
+    ``roots``: first processes of all boxes of this process; the new one is added.
+    """
+    ours, theirs = socket.socketpair() if wire else (None, None)
+    fds = [theirs.fileno()] if theirs is not None else []
+    launch = boxes.command(_readable(spec, level), level, fds[0] if fds else None)
+    argv, status = list(launch.inner), -1
+    if launch.wrapper:
+        status, report = os.pipe()
+        passed = os.memfd_create("options")
+        os.write(passed, b"".join(os.fsencode(option) + b"\0" for option in launch.options))
+        os.lseek(passed, 0, os.SEEK_SET)
+        argv = [*launch.wrapper, "--args", str(passed), "--json-status-fd", str(report), "--", *argv]
+        fds += [passed, report]
+    limits = _rlimits(spec, level)
+
+    def prepare() -> None:
+        process.die_with_parent()
+        for kind, most in limits:
+            resource.setrlimit(kind, (most, most))
+        if spec.cpus:
+            os.sched_setaffinity(0, spec.cpus)
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
+            file.write("1000")  # if memory runs out, the kernel should choose the job and not the agent
+
+    try:
+        popen = subprocess.Popen(argv, env=launch.env, cwd=launch.cwd, stdin=subprocess.DEVNULL,
+                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=fds,
+                                 start_new_session=True, preexec_fn=prepare)
+    finally:
+        if theirs is not None:
+            theirs.close()
+        for descriptor in fds[1 if wire else 0:]:
+            os.close(descriptor)
+    roots.add(popen.pid)
+    adopted = functools.partial(orphans, roots) if level is boxes.Level.PLAIN else tuple
+    return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20),
+                      process.TreeClock(popen.pid, adopted), wall_seconds, status, roots)
+
+
+def _rlimits(spec: BoxSpec, level: boxes.Level) -> list[tuple[int, int]]:
+    """(resource, limit) pairs, none above this process's own hard limits. Never RLIMIT_AS: CUDA reserves far more.
+
+    RLIMIT_NPROC counts threads of the user id everywhere: at level 3 the job's own id has no others; below it, those
+    that run already are added. It does not bind root, so the watch counts processes as well.
+    """
+    limits: Limits = spec.limits
+    others = 0 if level is boxes.Level.ROOT else process.threads_of_user(os.getuid())
+    wanted = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 4096),
+              (resource.RLIMIT_FSIZE, max(limits.scratch_mb, limits.weights_mb) << 20),
+              (resource.RLIMIT_NPROC, THREADS * limits.processes + others)]
+    result = []
+    for kind, most in wanted:
+        hard = resource.getrlimit(kind)[1]
+        result.append((kind, most if hard == resource.RLIM_INFINITY else min(most, hard)))
+    return result
+
+
+def _readable(spec: BoxSpec, level: boxes.Level) -> BoxSpec:
+    """At level 3 the job has another user id: source that others may not read is copied, output handed over."""
+    if level is not boxes.Level.ROOT:
+        return spec
+    if spec.output is not None and spec.output_writable:
+        os.chown(spec.output, spec.uid, spec.uid)
+    closed = any(not os.path.islink(path) and os.stat(path).st_mode & need != need
+                 for place, _, names in os.walk(spec.source)
+                 for path, need in [(place, 0o005), *((os.path.join(place, name), 0o004) for name in names)])
+    if not closed:
+        return spec
+    copy = spec.folder / "source"
+    shutil.copytree(spec.source, copy, symlinks=True)
+    for place, _, names in os.walk(copy):
+        os.chmod(place, 0o755)
+        for name in names:
+            path = Path(place, name)
+            if not path.is_symlink():
+                path.chmod(path.stat().st_mode | 0o444)
+    return replace(spec, source=copy)
+
+
+def _folder_bytes(folder: Path) -> int:
+    total = 0
+    for place, _, names in os.walk(folder):
+        for name in names:
+            with contextlib.suppress(OSError):
+                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+    return total

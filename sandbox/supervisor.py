@@ -1,0 +1,379 @@
+"""``python -m sandbox.supervisor FOLDER``: runs the job of one job folder to its end and writes its result.
+
+It owns the clock, the limits and the box; the job owns nothing. It outlives the agent, dies with no child left, and
+whatever happens it ends by renaming ``result.json`` into place. SIGTERM stops the job. One of the two broad handlers of
+the code is here: what is unexpected and ours becomes the fault ``infra``, never the job's.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import shutil
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+
+from sandbox import box as boxes
+from sandbox import gpu, overlay, process, score, twin, weights
+from sandbox.account import Account
+from sandbox.faults import JobFault, exception_name, from_exit
+from sandbox.fingerprint import fingerprint
+from sandbox.job import RESULT, Evaluation, Job, Result, Score, read_job, write_atomically
+from sandbox.running import RunningBox, start
+from sandbox.serve_batches import Trainee, trainee
+from sandbox.view import BoxSpec
+from sandbox.wire import WireError
+
+GRACE = 1.0
+"""Seconds for a job to print its last lines after it handed over its weights; unloading torch alone takes as long."""
+CRASH_GRACE = 5.0
+"""Seconds for a job that closed the wire to be gone, so that its exit says why."""
+FLOAT = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+PRINTED = re.compile(rf"^\s*([A-Za-z_][\w./-]{{0,40}})\s*[:=]\s*({FLOAT})\s*$", re.MULTILINE)
+
+
+class Supervisor:
+    """One job from start to result."""
+
+    def __init__(self, folder: Path, job: Job, library_hints: tuple[str, ...] = ()) -> None:
+        self.folder, self.job, self._hints = folder, job, library_hints
+        self.account = Account(job, folder)
+        self._boxes: list[RunningBox] = []
+        self._roots: set[int] = set()
+        self._stopped = False
+        self._level = boxes.Level.PLAIN
+
+    def run(self) -> Result:
+        """Do the job. Job faults are in the result; anything else propagates, with every process ended."""
+        signal.signal(signal.SIGTERM, self._stop)
+        try:
+            self._level = boxes.probe(self.job.max_level)
+            self.account.level, self.account.fingerprint = int(self._level), fingerprint(self.job.device)
+            self._check()
+            if self.job.kind == "twin":
+                self._twin()
+            else:
+                data = self._train()
+                if self.job.evaluation is not None:
+                    self._evaluate(self.job.evaluation, data)
+        except JobFault as fault:
+            self.account.fault, self.account.message = fault.fault, fault.message
+        finally:
+            for box in self._boxes:
+                box.close()
+            self._clean()
+        return self.account.result()
+
+    def _check(self) -> None:
+        """Refuse a job that cannot be run as described. Raises JobFault (infra: the caller's mistake)."""
+        job, evaluation = self.job, self.job.evaluation
+        if (job.kind == "twin" or (evaluation is not None and evaluation.tier == "sealed")) and job.batches is None:
+            raise JobFault("infra", "a twin job and a sealed evaluation need served batches")
+        if evaluation is not None and evaluation.tier != "reported" and not evaluation.command:
+            raise JobFault("infra", f"a {evaluation.tier} evaluation needs a command")
+        number = gpu.index(job.device)
+        if number is not None and gpu.find(number) is None:
+            raise JobFault("infra", f"nvidia-smi finds no GPU {number}")
+
+    # -- boxes ---------------------------------------------------------------------------------------------------
+
+    def _start(self, name: str, command: tuple[str, ...], source: Path, wall: float, *, wire: bool, number: int = 0,
+               log: str = "log.txt", output_writable: bool = True) -> RunningBox:
+        """Start a box. Raises JobFault when the job was stopped meanwhile."""
+        if self._stopped:
+            raise JobFault("infra", "stopped")
+        job = self.job
+        folder = self.folder / "boxes" / name
+        folder.mkdir(parents=True, mode=0o755)
+        output, keep = None, job.keep_compile_cache and name == "train"
+        if job.batches is None or keep:
+            output = self.folder / "out"
+            output.mkdir(exist_ok=True, mode=0o755)
+        cache = job.compile_cache if wire and not keep and name != "evaluate" else ""
+        spec = BoxSpec(command, source, folder, boxes.job_uid(number), job.device, job.threads, job.limits,
+                       job.environment, job.data, job.hidden, output, output_writable,
+                       cache, keep, self._cpus(), self._hints)
+        box = start(spec, self._level, self.folder / log, wall, self._roots, wire=wire)
+        self._boxes.append(box)
+        if self._stopped:  # the signal came while the box was being started and did not find it
+            box.kill("stopped")
+        return box
+
+    def _cpus(self) -> frozenset[int]:
+        """The same processors for both sides of a twin job on ``cpu``: they never run at once, so they share the
+        weather of one core. Any processor for all else."""
+        if self.job.kind != "twin" or self.job.device != "cpu":
+            return frozenset()
+        allowed = sorted(os.sched_getaffinity(0))
+        return frozenset(allowed[(os.getpid() + number) % len(allowed)] for number in range(self.job.threads))
+
+    def _stop(self, signum: int, frame: FrameType | None) -> None:
+        """SIGTERM: the running boxes are killed, which ends whatever the main thread waits for."""
+        self._stopped = True
+        for box in self._boxes:
+            box.kill("stopped")
+
+    def _diagnose(self, box: RunningBox, what: str, secret: bool = False) -> JobFault:
+        """The fault of a box that ended before it gave what was due. ``secret``: its log must not be quoted."""
+        limits = box.spec.limits
+        if self._stopped:
+            return JobFault("infra", "stopped")
+        killed = {
+            "timeout": JobFault("timeout", f"{what} was over the wall limit of {box.wall_seconds:g} s"),
+            "memory": JobFault("oom", f"{what} was over the memory limit of {limits.memory_mb} MiB"),
+            "log": JobFault("crash", f"{what} printed far more than its log limit of {limits.log_mb} MiB"),
+            "output": JobFault("crash", f"{what} wrote more than its disk limit of {limits.scratch_mb} MiB"),
+            "processes": JobFault("crash", f"{what} had more than {limits.processes} processes"),
+            "watch": JobFault("infra", "the watch over the box failed; see supervisor.log"),
+        }.get(box.reason or "")
+        if killed is not None:
+            return killed
+        tail = box.log.tail()
+        if not box.executed:
+            return JobFault("infra", f"the box could not be set up: {' '.join(tail.split())[-300:]}")
+        if box.returncode == 0:
+            return JobFault("no_metric", f"{what} ended without handing over what was due")
+        fault = from_exit(box.returncode, tail)
+        return JobFault(fault.fault, f"{what} failed: {exception_name(tail) or box.returncode}") if secret else fault
+
+    def _lost(self, box: RunningBox, error: WireError, what: str, side: Trainee | None = None, *,
+              secret: bool = False) -> JobFault:
+        """The fault behind a broken wire: mostly the process is gone, or is being killed at a limit."""
+        if side is not None and (fault := self._not_finite(side)) is not None:
+            return fault
+        # a process that crashed closes its socket first and is gone when torch is unloaded
+        if box.ended.wait(CRASH_GRACE) or box.reason is not None:
+            box.ended.wait(15)
+            return self._diagnose(box, what, secret)
+        return JobFault("crash", f"{what} broke off the exchange: {error}")
+
+    # -- training ------------------------------------------------------------------------------------------------
+
+    def _train(self) -> bytearray | None:
+        """Train; the weights if the job is served. Raises JobFault."""
+        job = self.job
+        reaped = process.reaped_cpu_seconds()
+        box = self._start("train", job.command, Path(job.source), job.limits.wall_seconds, wire=job.batches is not None)
+        box.watch(self.account.glance)
+        try:
+            if job.batches is not None:
+                return self._served(box)
+            self._unserved(box, reaped)
+            return None
+        finally:
+            self._end(box)
+
+    def _end(self, box: RunningBox) -> None:
+        """Close a training box and note what it leaves: log, memory, what it printed of itself."""
+        box.close()
+        account = self.account
+        account.log_tail = box.log.tail(4096)
+        account.peak_memory_mb = max(account.peak_memory_mb, box.peak_memory_mb)
+        account.gpu_memory_mb = max(account.gpu_memory_mb, box.gpu_memory_mb)
+        printed = {name: float(value) for name, value in PRINTED.findall(box.log.tail())[-50:]}
+        account.reported |= {name: value for name, value in printed.items() if math.isfinite(value)}
+
+    def _served(self, box: RunningBox) -> bytearray:
+        """The wire side of a training run, from settings to checked weights. Raises JobFault."""
+        side = self._side(box)
+        clock = self._charging_clock(box)
+        origin = 0.0 if self.job.device == "cpu" else box.began  # a tree's CPU seconds start at nought
+        try:
+            side.begin()
+            event = side.listen()
+            self.account.startup_seconds = time.monotonic() - box.began
+            first, charged = time.monotonic(), clock()
+            try:
+                while not isinstance(event, bytearray):
+                    side.answer(event)
+                    event = side.listen()
+                    if side.served == 1:
+                        # what is done before the second request is charged apart: imports and compilation are in it
+                        charged = clock()
+                        self.account.startup_charge = charged - origin
+            finally:
+                self.account.train_seconds = time.monotonic() - first
+                self.account.charge_seconds = clock() - charged
+                self.account.note(side)
+        except WireError as error:
+            raise self._lost(box, error, "the job", side) from error
+        if side.served == 0:
+            raise JobFault("no_metric", "weights were handed over without a single batch")
+        box.finish(GRACE)
+        return self._take(event, side)
+
+    def _side(self, box: RunningBox) -> Trainee:
+        assert box.sock is not None and self.job.batches is not None
+        return trainee(box.sock, self.job, self.job.batches, self.account.on_step)
+
+    def _charging_clock(self, box: RunningBox) -> Callable[[], float]:
+        """CPU seconds of the tree on ``cpu`` (a busy machine does not change them), wall seconds on a GPU."""
+        return box.clock.read if self.job.device == "cpu" else time.monotonic
+
+    def _not_finite(self, side: Trainee) -> JobFault | None:
+        """The fault ``nan`` if the last loss that the job reported was NaN or infinite."""
+        if side.loss is None or math.isfinite(side.loss) or self._stopped:
+            return None
+        return JobFault("nan", f"the training loss became {side.loss} by step {side.served}")
+
+    def _take(self, data: bytearray, side: Trainee) -> bytearray:
+        """Check the weights, keep them where asked, and note their facts. Raises JobFault."""
+        try:
+            facts = weights.inspect(data)
+        except weights.BadWeights as error:
+            raise JobFault("crash", f"the weights are not valid safetensors: {error}") from error
+        account = self.account
+        account.parameters, account.weights_bytes, account.weights_sha256 = facts.parameters, facts.size, facts.sha256
+        account.nonfinite = facts.nonfinite
+        if self.job.keep_weights:
+            write_atomically(self.folder / "weights.safetensors", bytes(data))
+        if facts.nonfinite:
+            raise JobFault("nan", f"{len(facts.nonfinite)} weight tensors hold NaN or infinity, "
+                                  f"first {facts.nonfinite[0]!r}")
+        fault = self._not_finite(side)
+        if fault is not None:
+            raise fault
+        return data
+
+    def _unserved(self, box: RunningBox, reaped: float) -> None:
+        """A job that counts for itself: wait for its end. Charged from its start to its exit. Raises JobFault."""
+        self.account.phase = "train"
+        box.ended.wait()
+        self.account.train_seconds = self.account.charge_seconds = box.seconds
+        if self.job.device == "cpu":
+            # The tree is reaped, so getrusage has all of it but children that were never credited; the clock saw them.
+            self.account.charge_seconds = max(process.reaped_cpu_seconds() - reaped, box.clock.read())
+        if box.returncode != 0 or box.reason is not None:
+            raise self._diagnose(box, "the job")
+
+    # -- twin ----------------------------------------------------------------------------------------------------
+
+    def _twin(self) -> None:
+        """Both trees in lock step: what a step of each costs, and whether they do the same. Raises JobFault."""
+        job = self.job
+        for number, source in enumerate((job.source, job.twin_source)):
+            self._start(("source", "twin")[number], job.command, Path(source), job.limits.wall_seconds, wire=True,
+                        number=number, log=("log.txt", "twin.txt")[number])
+        ours, theirs = (self._walker(box, name) for box, name in zip(self._boxes, ("the job", "the twin"), strict=True))
+        theirs.side.on_step = lambda step, loss: None
+        self._boxes[0].watch(self.account.glance)
+        self._boxes[1].watch(lambda: None)
+        try:
+            self.account.twin = twin.lock_step(ours, theirs)
+        finally:
+            self.account.note(ours.side)
+            self.account.startup_seconds = max(ours.began - self._boxes[0].began, 0.0)
+            self.account.charge_seconds, self.account.train_seconds = ours.charge_seconds, ours.train_seconds
+            self._end(self._boxes[0])
+        assert ours.weights is not None
+        self._take(ours.weights, ours.side)
+
+    def _walker(self, box: RunningBox, name: str) -> twin.Walker:
+        side = self._side(box)
+        return twin.Walker(side, self._charging_clock(box), self.job.device == "cpu",
+                           lambda: box.finish(GRACE), lambda error: self._lost(box, error, name, side))
+
+    # -- evaluation ----------------------------------------------------------------------------------------------
+
+    def _evaluate(self, evaluation: Evaluation, data: bytearray | None) -> None:
+        """Make the number in the way of its tier. Raises JobFault."""
+        began = time.monotonic()
+        self.account.tier = evaluation.tier
+        if evaluation.tier == "reported":
+            self.account.scores = {"val": _metric(evaluation.pattern, (self.folder / "log.txt"))}
+            return
+        self.account.phase = "evaluate"
+        source = Path(self.job.source)
+        if evaluation.overlay:
+            source = overlay.merge(source, Path(evaluation.overlay), self.folder / "merged")
+        sealed = evaluation.tier == "sealed"
+        box = self._start("evaluate", evaluation.command, source, evaluation.wall_seconds, wire=sealed,
+                          log="evaluate.txt", output_writable=False)
+        box.watch(self.account.glance)
+        try:
+            if sealed:
+                assert data is not None
+                self._score(box, evaluation, data)
+            else:
+                box.ended.wait()
+                if box.returncode != 0 or box.reason is not None:
+                    raise self._diagnose(box, "the evaluation", secret=True)
+                self.account.scores = {"val": _metric(evaluation.pattern, self.folder / "evaluate.txt")}
+        finally:
+            self.account.evaluate_charge = (box.clock.read() if self.job.device == "cpu"
+                                            else time.monotonic() - box.began)
+            box.close()
+            self.account.evaluate_seconds = time.monotonic() - began
+
+    def _score(self, box: RunningBox, evaluation: Evaluation, data: bytearray) -> None:
+        """Sealed tier: the trusted scorer against the model server in ``box``. Raises JobFault."""
+        assert box.sock is not None and self.job.batches is not None
+        try:
+            scores, complaint = score.score(box.sock, self.job, evaluation, self.job.batches, data,
+                                            self.account.on_split)
+        except WireError as error:
+            raise self._lost(box, error, "the model server", secret=True) from error
+        self.account.scores = scores
+        if complaint:
+            raise JobFault("non_causal", complaint)
+
+    def _clean(self) -> None:
+        """Remove what only this job needed, and be sure that nothing of it runs."""
+        if self.job.keep_compile_cache and (self.folder / "out").exists():
+            for path in (self.folder / "out").rglob("*"):  # the next job has another user id
+                if not path.is_symlink():
+                    path.chmod(0o755 if path.is_dir() else 0o644)
+            (self.folder / "out").chmod(0o755)
+            (self.folder / "out").rename(self.folder / "compile_cache")
+        for name in ("boxes", "merged", *(() if self.job.keep_weights else ("out",))):
+            shutil.rmtree(self.folder / name, ignore_errors=True)
+
+
+def _metric(pattern: str, log: Path) -> Score:
+    """The last match of ``pattern`` in a log. Raises JobFault when there is none or it is no finite number."""
+    matches = re.findall(pattern, log.read_text(encoding="utf-8", errors="replace"), re.MULTILINE)
+    if not matches:
+        raise JobFault("no_metric", f"nothing printed matches {pattern!r}")
+    text = matches[-1] if isinstance(matches[-1], str) else matches[-1][0]
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise JobFault("no_metric", f"{pattern!r} found {text[:40]!r}, which is no number") from error
+    if not math.isfinite(value):
+        raise JobFault("nan", f"the metric is {value}")
+    return Score(value)
+
+
+def supervise(folder: Path, library_hints: tuple[str, ...] = ()) -> Result:
+    """Run the job in ``folder`` and write its result; never raises for a job's sake."""
+    process.become_subreaper()
+    began = time.monotonic()
+    try:
+        result = Supervisor(folder, read_job(folder), library_hints).run()
+    except Exception as error:  # the supervisor's edge: ours, hence infra, with the traceback in its log
+        traceback.print_exc()
+        text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
+        result = Result(folder.name, "infra", text, seconds=time.monotonic() - began)
+    write_atomically(folder / "result.json", RESULT.dump_json(result, indent=1))
+    return result
+
+
+def main(argv: list[str]) -> int:
+    """Command line: one argument, the job folder."""
+    folder = Path(argv[0]).resolve()
+    own = process.stat(os.getpid())
+    if own is not None:
+        write_atomically(folder / "supervisor.pid", f"{os.getpid()} {own.start_ticks}".encode())
+    hints = tuple(part for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part)
+    supervise(folder, hints)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
