@@ -1,0 +1,119 @@
+"""``ratchet bench NAME``: every measurement that the documents quote, to be repeated by anyone.
+
+    effects  bench_training.py   what idea cards are worth, alone and together
+    noise    bench_training.py   how much runs differ by themselves
+    startup  bench_machine.py    what a run spends before its first step
+    mfu      bench_machine.py    how much of a GPU's arithmetic the training uses
+    box      bench_machine.py    what a box costs
+
+Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
+standard error.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from agent import bench_machine, bench_training
+from agent.bench_ground import Say, count
+from agent.bench_training import Finding
+from agent.errors import UserError
+
+PIPED_WIDTH = 120
+"""Columns of the table where there is no terminal to ask."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """A measurement: what it tells, its own options, and how it is made."""
+
+    about: str
+    options: Callable[[argparse.ArgumentParser], None]
+    measure: Callable[[argparse.Namespace, Say], Finding]
+    trains: bool = True
+    """Trains a target, and so takes the options that say which and how."""
+    seeded: bool = False
+    """Runs over several seeds."""
+
+
+BENCHES = {
+    "effects": Bench("paired effect of idea cards, alone and together, against the target's start (--cards A,B)",
+                     bench_training.effects_options, bench_training.effects, seeded=True),
+    "noise": Bench("seed sd, same-seed sd and seconds of the target's start",
+                   bench_training.noise_options, bench_training.noise, seeded=True),
+    "startup": Bench("what a run spends before its first step: box, interpreter, import, first request",
+                     bench_machine.startup_options, bench_machine.startup),
+    "mfu": Bench("step time, tokens a second and model FLOPs utilisation on one GPU",
+                 bench_machine.mfu_options, bench_machine.mfu),
+    "box": Bench("milliseconds of an empty box at each isolation level of this machine",
+                 bench_machine.box_options, bench_machine.box, trains=False),
+}
+
+
+class Parser(argparse.ArgumentParser):
+    """Wrong options are the user's to mend, in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{self.prog}: {message}.", " ".join(self.format_usage().split()))
+
+
+def run(name: str, as_json: bool, options: list[str]) -> int:
+    """Measure ``name`` with the command line's further ``options``, and print what was found. Returns the exit code.
+
+    Raises UserError for an unknown name (listing the known ones) and for options that are wrong.
+    """
+    bench = BENCHES.get(name)
+    if bench is None:
+        known = "; ".join(f"{name}: {bench.about}" for name, bench in BENCHES.items())
+        raise UserError(f"There is no bench {name!r}.", f"Known ones: {known}.")
+    chosen = parser(name, bench).parse_args(options)
+    errors = Console(stderr=True, highlight=False)
+    finding = bench.measure(chosen, lambda line: errors.print(line, markup=False, soft_wrap=True))
+    if as_json:
+        print(json.dumps({"bench": name, **finding.facts}, allow_nan=False))
+    else:
+        show(finding)
+    return 0
+
+
+def parser(name: str, bench: Bench) -> argparse.ArgumentParser:
+    """The options of one bench."""
+    made = Parser(prog=f"ratchet bench {name}", description=bench.about, allow_abbrev=False)
+    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; works in its .bench")
+    made.add_argument("--level", type=int, choices=range(4), default=3, help="highest isolation level to use")
+    if bench.trains:
+        made.add_argument("--repo", type=Path, help="target; the one that comes with ratchet if left out")
+        made.add_argument("--preset", default="", help="preset of ratchet.toml")
+        made.set_defaults(slots=None, steps=0)
+    if bench.seeded:
+        made.add_argument("--seeds", type=count, default=8, help="number of seeds")
+        made.add_argument("--first-seed", type=int, help="first seed; that of ratchet.toml if left out")
+        made.add_argument("--steps", type=count, default=0, help="steps of a run; the preset's if left out")
+        made.add_argument("--slots", type=count, help="runs side by side; as many as fit if left out")
+    bench.options(made)
+    return made
+
+
+def show(finding: Finding) -> None:
+    """A table for a person; piped output is not squeezed to the width of a terminal that is not there."""
+    console = Console(highlight=False)
+    if not console.is_terminal:
+        console = Console(highlight=False, width=PIPED_WIDTH)
+    console.print(finding.title, markup=False, soft_wrap=True)
+    table = Table()
+    for number, column in enumerate(finding.columns):
+        table.add_column(column, justify="right" if number else "left")
+    for row in finding.rows:
+        table.add_row(*(escape(cell) for cell in row))
+    console.print(table)
+    for note in finding.notes:
+        console.print(note, markup=False, soft_wrap=True)

@@ -1,0 +1,186 @@
+"""Ground: a throwaway campaign in which a bench trains trees, by the very code that a real campaign uses.
+
+The folder lies in ``RUNS/.bench`` and goes when the bench ends; the prepared data in ``RUNS/.data`` are shared with
+the campaigns and stay. As in a campaign, only what is committed in the target's repository is measured. Does not
+cover charging: both arms of a pair get the same number of steps, and what a step costs is reported instead.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import datetime
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from agent import git, patch, resources, site
+from agent.errors import UserError
+from agent.ideas import Card
+from agent.measure import Slots, job_of, new_run
+from agent.policy import PatchRefused
+from agent.records import Edit, Proposal, Run
+from agent.site import SPLITS, Site
+from sandbox.engine import LocalEngine
+from sandbox.job import Result
+
+INFRA_TRIES = 3
+"""Times a run is started before the machine is blamed."""
+STEPPED = ("steps", "charged_steps")
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One training run that a bench asks for."""
+
+    commit: str
+    seed: int
+    steps: int
+    label: str
+    scored: bool = True
+    """False: no evaluation."""
+    keep_weights: bool = False
+
+
+@dataclass(slots=True)
+class Ground:
+    """The site, its slots, and a voice (``say``: one line of progress, never on standard output)."""
+
+    site: Site
+    say: Say
+    engine: LocalEngine = field(default_factory=LocalEngine)
+    _known: set[str] = field(default_factory=set)
+
+    @property
+    def start(self) -> str:
+        """The commit that everything is measured against."""
+        return self.site.start
+
+    def steps(self, asked: int) -> int:
+        """``asked``, or the preset's own number; 0 where the target counts for itself. Raises UserError."""
+        budget = self.site.config.budget
+        if budget.unit in STEPPED:
+            return asked or int(budget.amount)
+        if asked:
+            raise UserError(f"The target is budgeted in {budget.unit}, so --steps says nothing.", "Leave it out.")
+        return 0
+
+    def variant(self, cards: Sequence[Card], base: str) -> str:
+        """The commit of ``cards`` applied one after the other on ``base``. Raises UserError when one does not fit."""
+        for card in cards:
+            edits = tuple(Edit(edit.path, edit.search, edit.replace) for edit in card.edits)
+            proposal = Proposal(card.id, base, card.title, card.mechanism, "ideas", edits, source=card.id)
+            try:
+                made = patch.build(self.site.repo, self.site.prefix, base, proposal, self.site.config.source,
+                                   datetime.datetime.now(datetime.UTC))
+            except PatchRefused as refusal:
+                where = "the start" if base == self.start else "the cards before it"
+                raise UserError(f"Card {card.id} does not apply on {where}: {refusal.reason}",
+                                "Leave it out; --apart measures cards that exclude each other.") from refusal
+            base = made.head
+        return base
+
+    def measure(self, wanted: Sequence[Wanted]) -> list[Result]:
+        """Train all ``wanted``, as many side by side as there are slots; results in the order asked for.
+
+        A seed keeps to one device, so that a pair shares it. A faulty run is a result like any other, but the machine's
+        own faults are tried again. Raises UserError when the machine goes on failing. Leaves no job behind.
+        """
+        slots = Slots(self.site, self.engine)
+        left, tries = list(range(len(wanted))), [0] * len(wanted)
+        at: dict[str, int] = {}
+        found: dict[int, Result] = {}
+        try:
+            while left or slots.busy:
+                for number in list(left):
+                    device = self._device(wanted[number].seed)
+                    if slots.free(device):
+                        at[self._begin(slots, wanted[number], device)] = number
+                        left.remove(number)
+                for run, result in slots.wait(5.0):
+                    number = at[run.id]
+                    tries[number] += 1
+                    if result.fault == "infra":
+                        if tries[number] >= INFRA_TRIES:
+                            raise UserError(f"The machine failed {INFRA_TRIES} times: {result.message}.",
+                                            "`ratchet doctor` looks what it lacks.")
+                        left.insert(0, number)
+                        continue
+                    found[number] = result
+                    self.say(f"{len(found)}/{len(wanted)} {wanted[number].label} seed {run.seed}: "
+                             f"{result.fault or 'done'} in {result.seconds:.1f} s")
+        finally:
+            slots.stop(slots.busy)
+        return [found[number] for number in range(len(wanted))]
+
+    def trained(self, wanted: Sequence[Wanted]) -> list[Result]:
+        """Like ``measure``, for trees that must train. Raises UserError when one does not."""
+        results = self.measure(wanted)
+        for asked, result in zip(wanted, results, strict=True):
+            if result.fault:
+                tail = result.log_tail.strip().splitlines()[-1:]
+                raise UserError(f"{asked.label} fails to train on seed {asked.seed} ({result.fault}): "
+                                f"{' '.join([result.message, *tail])}.", "Mend it and commit, then measure again.")
+        return results
+
+    def folder(self, result: Result) -> Path:
+        """The job folder of a result of this ground."""
+        return self.site.folder / "jobs" / result.id
+
+    def _begin(self, slots: Slots, wanted: Wanted, device: str) -> str:
+        """Start one run; returns its id."""
+        tree = git.resolve(self.site.repo, f"{wanted.commit}^{{tree}}", "tree") or wanted.commit
+        run: Run = new_run(self.site, "pair", tree, wanted.seed, wanted.steps, device, None, self._known)
+        run = dataclasses.replace(run, splits=SPLITS)
+        self._known.add(run.id)
+        job = job_of(self.site, run, self.site.source(wanted.commit))
+        if not wanted.scored:
+            job = dataclasses.replace(job, evaluation=None)
+        slots.start(run, dataclasses.replace(job, keep_weights=wanted.keep_weights))
+        return run.id
+
+    def _device(self, seed: int) -> str:
+        return self.site.devices[seed % len(self.site.devices)]
+
+
+@contextlib.contextmanager
+def scratch(runs: Path, name: str) -> Iterator[Path]:
+    """A folder in ``runs/.bench`` that is gone afterwards."""
+    above = runs.resolve() / ".bench"
+    above.mkdir(parents=True, exist_ok=True)
+    try:
+        with tempfile.TemporaryDirectory(dir=above, prefix=f"{name}-") as folder:
+            yield Path(folder)
+    finally:
+        with contextlib.suppress(OSError):  # another bench works beside this one
+            above.rmdir()
+
+
+@contextlib.contextmanager
+def open_ground(options: argparse.Namespace, name: str, say: Say, slots: int | None = None) -> Iterator[Ground]:
+    """The ground for bench ``name``: clone, configuration, devices, data. ``slots`` overrules the options'.
+
+    Raises UserError for what the user must mend.
+    """
+    target: Path = options.repo or resources.default_target()
+    with scratch(options.runs, name) as folder:
+        origin = site.locate(target, packaged=options.repo is None)
+        if origin.toplevel and git.is_dirty(git.locate(target)):
+            say(f"the target has uncommitted changes: they are not measured, commit {origin.start[:12]} is")
+        origin = site.clone(origin, folder, None, "")
+        config = site.read_config(folder / "repo.git", origin.start, origin.prefix, options.preset, site.gpu_count())
+        place = Site(folder, origin.prefix, origin.start, config, None,
+                     site.find_devices(config, slots or options.slots), options.level, 0)
+        data = site.prepare(config, place.source(origin.start), options.runs.resolve() / ".data", say)
+        yield Ground(dataclasses.replace(place, data=data), say)
+
+
+def count(text: str) -> int:
+    """A number from 1 on, as an option. Raises ArgumentTypeError."""
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)

@@ -1,0 +1,612 @@
+"""The night, in one file: read -> propose -> patch -> preflight -> measure -> judge -> merge, until nothing is left.
+
+    resume      what an earlier process left open
+    baseline    the incumbent must train
+    loop        fill the free slots; wait for a job; absorb its result
+    gain        start against tip, fresh seeds, the sealed final split
+
+A Trial is a candidate on its way. Slots go first to the trials that are nearest to a verdict; a new proposal is drawn
+only when a slot has nothing else to do. When a trial is merged, the others are built again on the new tip and start
+over, so that what is merged is always the tree that was measured against the tip it is merged on.
+
+Runs are named by what they are (tree, seed, steps), so the incumbent's runs form a bank by themselves: those of a
+merged candidate are the bank of the new tip, and a resumed campaign finds what was already paid for.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from dataclasses import dataclass, field
+
+from agent import charge, merge, report, runs
+from agent.bank import Bank
+from agent.config import Config
+from agent.errors import UserError
+from agent.judge import Rule, Ruling, estimate, judge
+from agent.ledger import Attempt, Clock, State, replay, utc_now
+from agent.measure import Slots, compile_cache, job_of, keeps_cache, new_run
+from agent.opening import Opened, Options, choose_folder, open_campaign
+from agent.patch import build
+from agent.policy import PatchRefused
+from agent.preflight import preflight
+from agent.propose import ProposeFailed, add_costs, proposal_id
+from agent.read import Briefing, brief
+from agent.records import Candidate, Fault, Gain, Pair, Proposal, Purpose, Result, Run, Stage, Verdict
+from agent.screen import Observer
+from agent.spending import Spending
+from sandbox.engine import LocalEngine
+
+__all__ = ["Campaign", "Options", "run"]
+
+TICK_SECONDS = 0.5
+INFRA_TRIES = 3
+"""Times a run is started before the machine, not the code, is blamed for good."""
+FULL_BYTES = 1 << 18
+"""A run that fails with less than this left on the disk proves nothing against the code."""
+RECHARGES = 2
+"""Times a run that cost too much is repeated with fewer steps before the candidate is refused."""
+FINAL_SEED = 1_000_003
+"""Final seeds start here: never used to select."""
+PROPOSALS_IN_VAIN = 30
+"""Proposals of a model in a row that came to nothing before it is taken to be out of order: it would go on for ever,
+where an idea book or a queue ends by itself."""
+
+
+@dataclass(slots=True)
+class Trial:
+    """A candidate between its patch and its verdict."""
+
+    attempt: Attempt
+    candidate: Candidate
+    repairs: int = 0
+    pairs: list[Pair] = field(default_factory=list)
+    asked: int = 0
+    """Pairs that the judge wants in all; 0 before the preflight is passed."""
+    recharged: int = 0
+    """Steps granted anew after a run that cost more than it was charged."""
+    voided: int = 0
+    """Times that happened."""
+
+    @property
+    def id(self) -> str:
+        return self.candidate.id
+
+
+def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
+    """Run a campaign to its end or until it is interrupted. Returns the exit code. Raises UserError."""
+    folder, continued = choose_folder(options, clock)
+    folder.mkdir(parents=True, exist_ok=True)
+    with runs.lock(folder):
+        try:
+            opened = open_campaign(options, folder.resolve(), continued, observer, clock)
+        except BaseException:
+            if not replay(folder / "ledger.jsonl")[1]:
+                shutil.rmtree(folder)  # nothing was measured yet: leave no half-made run behind
+            raise
+        campaign = Campaign(opened, observer, clock)
+        try:
+            campaign.night()
+        except KeyboardInterrupt:
+            campaign.stop()
+            raise
+        finally:
+            campaign.slots.stop(campaign.slots.busy)  # whatever ended the night: no job outlives it
+            opened.ledger.close()
+    return 0
+
+
+class Campaign:
+    """One campaign. All memory is the ledger's; what is kept here can be rebuilt from it."""
+
+    def __init__(self, opened: Opened, observer: Observer, clock: Clock) -> None:
+        self.site, self.ledger, self.proposer = opened.site, opened.ledger, opened.proposer
+        self.observer, self.clock = observer, clock
+        self.bank = Bank(self.site, self.state)
+        self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
+        self.slots = Slots(self.site, LocalEngine())
+        self.trials: list[Trial] = []
+        self.exhausted = False
+        self.in_vain = 0
+        config = self.site.config
+        self.rule = Rule(config.judge.alpha, config.judge.candidates, tuple(config.judge.looks), config.judge.floor,
+                         config.judge.min_effect, config.metric.direction,
+                         confirm="confirm" if config.evaluate.tier == "sealed" else None)
+
+    @property
+    def state(self) -> State:
+        return self.ledger.state
+
+    # ------------------------------------------------------------------------------------------------- the night
+
+    def night(self) -> None:
+        """The order of the night."""
+        self.resume()
+        self.baseline()
+        self.observer.phase("trying proposals")
+        while True:
+            drawn = self.fill()
+            if not (drawn or self.slots.busy):
+                break
+            self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
+        self.give_up_rest()
+        self.measure_gain()
+        self.ledger.append("finished", {})
+        report.write(self.state, self.site.folder)
+        self.observer.finished(self.state)
+
+    def stop(self) -> None:
+        """End the running jobs and say in the ledger that the night was stopped, not lost."""
+        self.slots.stop(self.state.open_runs)  # more than the busy ones, if the signal came while one was started
+        waited = 0.0
+        while self.slots.busy and waited < 20:
+            for _, result in self.slots.wait(1.0):
+                self.ledger.append("run_finished", result)
+            waited += 1.0
+        self.ledger.append("stopped", {"reason": "interrupted"})
+
+    def resume(self) -> None:
+        """Finish what an earlier process began: a merge, live jobs, candidates without a verdict."""
+        pending = self.state.pending_merge
+        if pending is not None:
+            merge.complete_merge(self.site.repo, pending)
+            self.ledger.append("merge", pending)
+        ended = [(run_, result) for run_ in self.state.open_runs if (result := self.slots.attach(run_)) is not None]
+        for attempt in list(self.state.attempts.values()):
+            self.end(attempt)
+        for attempt in list(self.state.attempts.values()):
+            if attempt.verdict is None:
+                self.retry(attempt)
+        self.absorb(ended)
+
+    def end(self, attempt: Attempt) -> None:
+        """What a verdict asks for, where the earlier process died between the two."""
+        candidate, verdict = attempt.candidate, attempt.verdict
+        if candidate is None or verdict is None or attempt.merge is not None:
+            return
+        if verdict.outcome == "accepted":
+            self.accept(attempt, candidate, verdict)
+        else:
+            self.refuse(attempt, candidate, verdict)
+
+    def retry(self, attempt: Attempt) -> None:
+        """Take up an attempt that has no verdict yet, on the present tip."""
+        candidate = attempt.candidate
+        if candidate is not None and candidate.base == self.state.tip:
+            passed = attempt.preflight is not None and attempt.preflight.ok
+            trial = Trial(attempt, candidate, asked=1 if passed or not probed(self.site.config) else 0)
+            steps = list(dict.fromkeys(r.steps for r in attempt.runs
+                                       if r.purpose == "pair" and r.tree == candidate.tree))
+            if len(steps) > 1:  # a run of it was void and repeated with fewer
+                trial.recharged, trial.voided = steps[-1], len(steps) - 1
+            self.trials.append(trial)
+            if trial.asked:
+                self.consider(trial)
+        else:
+            self.build(attempt)
+
+    def baseline(self) -> None:
+        """Train the incumbent on the first seeds, as many as there are slots. Raises UserError when it fails."""
+        first = self.site.config.seeds.first
+        count = min(len(self.site.devices), self.spending.budget_runs or max(self.rule.looks), max(self.rule.looks))
+        seeds = range(first, first + count)
+        self.observer.phase("training the incumbent")
+        results = self.complete([(self.state.tip, seed, self.bank.tip_steps) for seed in seeds], "baseline")
+        for result in results:  # known to fail since the night before
+            if not self.state.merges:
+                self.check_incumbent(self.state.runs[result.id], result)
+        values = [score.value for result in results for name, score in result.scores.items() if name == "val"]
+        self.ledger.append("baseline", {"values": values, "seconds": [r.seconds for r in results]})
+        self.observer.note(f"incumbent: {self.site.config.metric.name} "
+                           + ", ".join(f"{value:.4f}" for value in values)
+                           + f"; {results[0].seconds:.0f} s a run, {len(self.site.devices)} side by side, "
+                           f"isolation level {results[0].level}")
+
+    def give_up_rest(self) -> None:
+        """What the budget left without a verdict."""
+        for trial in list(self.trials):
+            self.close(trial.attempt, "judge", "the budget was spent before it could be judged", "inconclusive",
+                       pairs=tuple(trial.pairs))
+            self.trials.remove(trial)
+
+    def measure_gain(self) -> None:
+        """Start against tip on fresh seeds and the final split, which nothing has read before."""
+        if not self.state.merges or self.state.gain is not None:
+            return
+        self.observer.phase("measuring the gain on fresh seeds")
+        start, config = self.site.start, self.site.config
+        count = self.spending.final_pairs()
+        if count < 2:
+            self.note("the gain was not measured: too few runs were left of the budget")
+            return
+        seeds = [FINAL_SEED + i for i in range(count)]
+        start_steps = int(self.state.campaign["steps"])
+        wanted = [item for seed in seeds
+                  for item in ((start, seed, start_steps), (self.state.tip, seed, self.bank.tip_steps))]
+        results = self.complete(wanted, "final")
+        if len({tuple(sorted(result.fingerprint.items())) for result in results}) > 1:
+            self.note("the gain was not measured: its runs were made on different machines or versions")
+            return
+        for result in results:
+            if result.fault:
+                self.note(f"{result.id} failed on a final seed ({result.fault}): its pair is left out of the gain")
+        split = "final" if config.evaluate.tier == "sealed" else "val"
+        pairs = tuple(
+            Pair(seed, {split: a.scores[split].value}, {split: b.scores[split].value}, a.id, b.id)
+            for seed, a, b in zip(seeds, results[::2], results[1::2], strict=True) if not (a.fault or b.fault))
+        final = Rule(self.rule.alpha, 1, (count,), self.rule.floor, 0, self.rule.direction, split, None)
+        found = estimate(pairs, final)
+        if found is None:
+            self.note("the gain was not measured: runs on the fresh seeds failed")
+        else:
+            self.ledger.append("gain", Gain(
+                config.metric.name, split, found.effect, found.low, found.high, pairs,
+                sum(p.incumbent[split] for p in pairs) / len(pairs),
+                sum(p.candidate[split] for p in pairs) / len(pairs)))
+
+    # ----------------------------------------------------------------------------------------------- fill the slots
+
+    def fill(self) -> bool:
+        """Give every free slot something to do. True when an idea was drawn, so that there may be more to do at once.
+
+        One idea at a time: while a model is asked, jobs end, and what they show may free or fill the slots.
+        """
+        while self.slots.free():
+            if not self.start_wanted():
+                return self.draw()
+        return False
+
+    def start_wanted(self) -> bool:
+        """Start one run that a trial waits for; nearest to a verdict first."""
+        for trial in sorted(self.trials, key=lambda t: (-t.asked, t.attempt.number)):
+            for purpose, commit, seed, steps in self.wants(trial):
+                device = self.device_for(seed) if purpose != "preflight" else ""
+                free = self.slots.free(device)
+                if free and not self.spending.forbids(purpose, self.clock()):
+                    self.start(purpose, commit, seed, steps, free, trial)
+                    return True
+        return False
+
+    def wants(self, trial: Trial) -> list[tuple[Purpose, str, int, int]]:
+        """(purpose, commit, seed, steps) of the runs that this trial still needs and that are not on their way."""
+        candidate, tip = trial.candidate, self.state.tip
+        if not trial.asked:
+            running = any(run_.candidate == trial.id for run_ in self.slots.busy)
+            first, probe = self.site.config.seeds.first, self.site.config.budget.probe_steps
+            return [] if running else [("preflight", candidate.head, first, probe)]
+        found: list[tuple[Purpose, str, int, int]] = []
+        for seed in self.seeds(trial)[: trial.asked]:
+            for purpose, commit, steps in (("pair", candidate.head, self.steps_of(trial)),
+                                           ("baseline", tip, self.bank.tip_steps)):
+                tree = self.bank.tree(commit)
+                if self.bank.result(tree, seed, steps) is None and not self.on_its_way(tree, seed, steps):
+                    found.append((purpose, commit, seed, steps))  # type: ignore[arg-type]
+        return found
+
+    def draw(self) -> bool:
+        """Propose and patch once; False when there is nothing more to propose."""
+        if self.exhausted or self.spending.forbids("pair", self.clock()):
+            return False
+        briefing = self.briefing()
+        try:
+            proposal = self.proposer.next(briefing)
+        except ProposeFailed as failure:
+            self.in_vain += 1
+            self.record_failure(briefing, failure)
+            return True
+        if proposal is None:
+            self.exhausted = True
+            if self.proposer.name == "llm":  # the others end when they are empty
+                self.note(f"no more proposals: {self.proposer.ended}")
+            return False
+        self.ledger.append("proposal", proposal)
+        built = self.build(self.state.attempts[proposal.id])
+        self.in_vain = self.in_vain + 1 if built is None and proposal.author == "llm" else 0
+        if self.in_vain >= PROPOSALS_IN_VAIN:
+            self.exhausted = True
+            self.note(f"no more proposals: {self.in_vain} in a row came to nothing")
+        return True
+
+    def record_failure(self, briefing: Briefing, failure: ProposeFailed) -> None:
+        """A proposal that never came is an attempt that ended at the first stage."""
+        title = "no usable proposal"
+        proposal = Proposal(proposal_id(briefing.number, title), briefing.tip, title, failure.reason, "llm",
+                            cost=failure.cost, source=self.proposer.name)
+        self.ledger.append("proposal", proposal)
+        self.close(self.state.attempts[proposal.id], "propose", failure.reason)
+
+    def build(self, attempt: Attempt, repairs: int = 0) -> Trial | None:
+        """Patch the present tip. A refusal is shown to the proposer, which may mend it; else it is the verdict."""
+        while True:
+            proposal = attempt.proposal
+            try:
+                candidate = build(self.site.repo, self.site.prefix, self.state.tip, proposal, self.site.config.source,
+                                  self.clock())
+            except PatchRefused as refusal:
+                mended = self.mend(proposal, str(refusal), repairs)
+                if mended is None:
+                    reason = refusal.reason
+                    if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
+                        reason = f"conflicts with what was merged meanwhile: {reason}"
+                    self.close(attempt, "patch", reason)
+                    return None
+                repairs += 1
+                attempt = self.state.attempts[proposal.id]
+                continue
+            twin = self.duplicate_of(candidate, attempt)
+            if twin:
+                self.ledger.append("candidate", candidate)
+                self.close(attempt, "patch", f"the same change as {twin}")
+                return None
+            self.ledger.append("candidate", candidate)
+            trial = Trial(attempt, candidate, repairs)
+            self.trials.append(trial)
+            if not probed(self.site.config):
+                trial.asked = 1
+            return trial
+
+    def mend(self, proposal: Proposal, problem: str, repairs: int) -> Proposal | None:
+        """A repair round of the proposer, recorded; None when it has none left or it failed."""
+        if repairs >= self.site.config.model.repairs:
+            return None
+        try:
+            mended = self.proposer.repair(self.briefing(), proposal, problem)
+        except ProposeFailed as failure:
+            spent = dataclasses.replace(proposal, cost=add_costs(proposal.cost, failure.cost))
+            self.ledger.append("proposal", spent)
+            return None
+        if mended is not None:
+            self.ledger.append("proposal", mended)
+        return mended
+
+    # ------------------------------------------------------------------------------------------- absorb the results
+
+    def absorb(self, ended: list[tuple[Run, Result]]) -> None:
+        """Record what ended, then take every decision that it allows."""
+        for run_, result in ended:
+            if result.fault and shutil.disk_usage(self.site.folder).free < FULL_BYTES:
+                self.ledger.append("run_finished", dataclasses.replace(result, fault="infra"))
+                raise UserError(f"The disk is full at {self.site.folder}.",
+                                "Free some (`ratchet gc` frees old runs), then run the same command again.")
+            self.ledger.append("run_finished", result)
+            trial = next((t for t in self.trials if t.id == run_.candidate), None)
+            if run_.purpose == "preflight" and trial is not None:
+                self.absorb_preflight(trial, run_, result)
+            elif run_.purpose in ("baseline", "final"):
+                self.check_incumbent(run_, result)
+            if trial is not None and trial in self.trials and self.bank.tries(run_) >= INFRA_TRIES and (
+                    result.fault == "infra"):
+                self.close(trial.attempt, "measure", f"the machine failed {INFRA_TRIES} times: {result.message}",
+                           "inconclusive", "infra", tuple(trial.pairs))
+                self.drop(trial)
+        if ended:
+            for trial in list(self.trials):
+                if trial in self.trials and trial.asked:
+                    self.consider(trial)
+        self.observer.jobs([(self.label(run_), progress) for run_, progress in self.slots.progress()])
+
+    def absorb_preflight(self, trial: Trial, run_: Run, result: Result) -> None:
+        """Pass, refuse or repair a candidate on its tiny run."""
+        if result.fault == "infra" or run_.tree != trial.candidate.tree:
+            return
+        found = preflight(trial.id, result, self.site.config.budget, self.bank.tip_steps)
+        self.ledger.append("preflight", found)
+        if found.ok:
+            trial.asked = 1
+            return
+        self.trials.remove(trial)
+        problem = f"{found.reason}\n{found.log_tail[-2000:]}"
+        mended = self.mend(trial.attempt.proposal, problem, trial.repairs) if found.fault else None
+        if mended is None:
+            self.close(trial.attempt, "preflight", found.reason, fault=found.fault)
+        else:
+            self.build(self.state.attempts[mended.id], trial.repairs + 1)
+
+    def consider(self, trial: Trial) -> None:
+        """Form the pairs that are complete, ask the judge, and act on the ruling.
+
+        Until it rules or asks for a run that is not known: after a stop the ledger may know all that it asks for.
+        """
+        while True:
+            self.check_charge(trial)
+            if trial not in self.trials:
+                return
+            trial.pairs = self.bank.pairs(trial.candidate, self.steps_of(trial), self.seeds(trial)[: trial.asked])
+            if len(trial.pairs) < trial.asked and not any(pair.fault for pair in trial.pairs):
+                # a candidate that is behind on every finished seed may be dropped before the rest is in
+                early = judge(trial.pairs, self.rule) if len(trial.pairs) > 1 else None
+                if not (isinstance(early, Ruling) and early.outcome == "rejected"):
+                    return
+            ruling = judge(trial.pairs, self.rule)
+            if isinstance(ruling, Ruling):
+                return self.rule_on(trial, ruling)
+            trial.asked = len(trial.pairs) + ruling.pairs
+
+    def rule_on(self, trial: Trial, ruling: Ruling) -> None:
+        """Write the verdict; merge and build the others again on the new tip, or keep the refused one."""
+        self.drop(trial)
+        fault = next((pair.fault for pair in trial.pairs if pair.fault), None)
+        why = "".join(f" ({self.state.results[pair.candidate_run].message})" for pair in trial.pairs if pair.fault)
+        verdict = Verdict(trial.id, ruling.outcome, "measure" if fault else "judge", ruling.reason + why, fault,
+                          ruling.estimate, tuple(trial.pairs), ruling.evidence)
+        self.ledger.append("verdict", verdict)
+        attempt = self.state.attempts[trial.id]
+        if ruling.outcome == "accepted":
+            self.accept(attempt, trial.candidate, verdict)
+        else:
+            self.refuse(attempt, trial.candidate, verdict)
+        self.observer.attempt(self.state, attempt)
+
+    def refuse(self, attempt: Attempt, candidate: Candidate, verdict: Verdict) -> None:
+        """Keep a refused candidate as a ref that says why."""
+        merge.refuse(self.site.repo, candidate, attempt.proposal, verdict, self.site.folder.name, self.clock())
+
+    def accept(self, attempt: Attempt, candidate: Candidate, verdict: Verdict) -> None:
+        """Intent, compare-and-swap, outcome; then the other trials start over on the new tip."""
+        prepared = merge.prepare_merge(self.site.repo, candidate, attempt.proposal, verdict, self.state.tip,
+                                       self.conditions(attempt, verdict), self.clock())
+        self.ledger.append("merge_intent", prepared)
+        merge.complete_merge(self.site.repo, prepared)
+        self.ledger.append("merge", prepared)
+        others, self.trials = self.trials, []
+        for other in others:
+            self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
+            self.build(self.state.attempts[other.id], other.repairs)
+
+    def check_charge(self, trial: Trial) -> None:
+        """Void a run that cost far more than the tiny run promised; grant fewer steps, and refuse it if that repeats.
+
+        See charge.py.
+        """
+        budget = self.site.config.budget
+        if budget.unit != "charged_steps":
+            return
+        seeds, device = self.seeds(trial), self.site.devices[0]
+        known = [r for seed in seeds if (r := self.bank.incumbent(seed)) and not r.fault]
+        own = [r for seed in seeds if (r := self.bank.result(trial.candidate.tree, seed, self.steps_of(trial)))
+               and not r.fault]
+        if not known or not own:
+            return
+        first = self.bank.at_start()
+        # never more than the start was allowed: five merges that each cost 10 % more would else buy 60 %
+        limit = min(charge.allowed(runs_, budget.dead_band) for runs_ in (known, first) if runs_)
+        cost = charge.cost(own, max((r.startup_charge for r in first), default=0.0),
+                           max((r.evaluate_charge for r in first), default=0.0), device)
+        if cost <= limit:
+            return
+        if trial.voided >= RECHARGES:
+            self.close(trial.attempt, "measure", f"it costs {cost:.1f} charged seconds where {limit:.1f} are allowed, "
+                       f"after {RECHARGES} repeats with fewer steps", fault="timeout", pairs=tuple(trial.pairs))
+            self.drop(trial)
+            return
+        trial.voided += 1
+        trial.recharged = charge.fewer_steps(self.steps_of(trial), cost, limit, budget.dead_band)
+        self.ledger.append("note", {"text": f"{trial.id}: a run cost {cost:.1f} charged seconds where {limit:.1f} "
+                                            f"are allowed; it is void and repeated with {trial.recharged} steps"})
+        trial.asked, trial.pairs = 1, []
+
+    def check_incumbent(self, run_: Run, result: Result) -> None:
+        """The incumbent must train: the machine gets three tries, the code one. Raises UserError.
+
+        A merged tip trained on every seed that it was judged on; one on which it fails later is passed over.
+        """
+        place = self.site.folder / run_.folder
+        if result.fault == "infra" and self.bank.tries(run_) >= INFRA_TRIES:
+            raise UserError(f"The machine failed {INFRA_TRIES} times to run the target: {result.message}.",
+                            f"Read {place / 'supervisor.log'}, and see `ratchet doctor`.")
+        if result.fault and result.fault != "infra" and run_.purpose == "baseline":
+            if self.state.merges:
+                self.note(f"the tip failed on seed {run_.seed} ({result.fault}: {result.message}): it is left out")
+                return
+            raise UserError(f"The target itself fails to train ({result.fault}): {result.message}.",
+                            f"Read {place / 'log.txt'}, mend it, commit, and run again.")
+
+    # ------------------------------------------------------------------------------------------------ small facts
+
+    def steps_of(self, trial: Trial) -> int:
+        passed = self.state.attempts[trial.id].preflight
+        return trial.recharged or (passed.steps if passed else self.bank.tip_steps)
+
+    def seeds(self, trial: Trial) -> list[int]:
+        """Seeds of a trial in order. On several GPUs each starts elsewhere, since a seed belongs to a device."""
+        count, seed = max(self.rule.looks), self.site.config.seeds.first
+        found: list[int] = []
+        while len(found) < count:
+            tip = self.bank.incumbent(seed)
+            if not (tip and tip.fault):  # on a seed on which the tip itself failed nothing can be compared
+                found.append(seed)
+            seed += 1
+        shift = trial.attempt.number % len(self.site.devices) if self.site.devices[0] != "cpu" else 0
+        return [found[(shift + i) % count] for i in range(count)]
+
+    def device_for(self, seed: int) -> str:
+        """A seed's runs all use one device, so that a pair shares it."""
+        return self.site.devices[seed % len(self.site.devices)]
+
+    def on_its_way(self, tree: str, seed: int, steps: int) -> bool:
+        return any(r.tree == tree and r.seed == seed and r.steps == steps and r.purpose != "preflight"
+                   for r in self.slots.busy)
+
+    def complete(self, wanted: list[tuple[str, int, int]], purpose: Purpose) -> list[Result]:
+        """Results of (commit, seed, steps), run where they are not known; in the order asked."""
+        while True:
+            missing = [(commit, seed, steps) for commit, seed, steps in wanted
+                       if self.bank.result(self.bank.tree(commit), seed, steps) is None]
+            if not missing:
+                return [r for c, s, n in wanted if (r := self.bank.result(self.bank.tree(c), s, n)) is not None]
+            for commit, seed, steps in missing:
+                device = self.slots.free(self.device_for(seed))
+                if device and not self.on_its_way(self.bank.tree(commit), seed, steps):
+                    self.start(purpose, commit, seed, steps, device, None)
+            self.absorb(self.slots.wait(TICK_SECONDS))
+
+    def start(self, purpose: Purpose, commit: str, seed: int, steps: int, device: str, trial: Trial | None) -> None:
+        """Intent line, then the job."""
+        owner = trial.id if trial is not None and purpose in ("pair", "preflight") else None
+        run_ = new_run(self.site, purpose, self.bank.tree(commit), seed, steps, device, owner, set(self.state.runs))
+        twin = purpose == "preflight" and self.site.config.train.served
+        job = job_of(self.site, run_, self.site.source(commit), self.site.source(self.state.tip) if twin else None,
+                     compile_cache(self.site, self.state), keeps_cache(self.site, self.state, run_))
+        self.ledger.append("run_started", run_)
+        self.slots.start(run_, job)
+
+    def drop(self, trial: Trial) -> None:
+        """Take a trial off the slots."""
+        if trial in self.trials:
+            self.trials.remove(trial)
+        self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == trial.id])
+
+    def close(self, attempt: Attempt, stage: Stage, reason: str, outcome: str = "rejected",
+              fault: Fault | None = None, pairs: tuple[Pair, ...] = ()) -> None:
+        """A verdict from a stage other than the judge."""
+        verdict = Verdict(attempt.proposal.id, "inconclusive" if outcome == "inconclusive" else "rejected", stage,
+                          reason, fault, estimate(pairs, self.rule), pairs)
+        self.ledger.append("verdict", verdict)
+        current = self.state.attempts[attempt.proposal.id]
+        if current.candidate is not None:
+            self.refuse(current, current.candidate, verdict)
+        self.observer.attempt(self.state, current)
+
+    def duplicate_of(self, candidate: Candidate, attempt: Attempt) -> str:
+        """Id of an earlier attempt with the same change, or an empty string."""
+        for other in self.state.attempts.values():
+            if other.number < attempt.number and other.candidate is not None and (
+                    other.candidate.patch.normalised_hash == candidate.patch.normalised_hash):
+                return other.proposal.id
+        return ""
+
+    def conditions(self, attempt: Attempt, verdict: Verdict) -> merge.Conditions:
+        """Under what the candidate was measured, for its commit."""
+        measured = [self.state.results[pair.candidate_run] for pair in verdict.pairs]
+        spent = sum(self.state.results[r.id].seconds for r in attempt.runs if r.id in self.state.results)
+        return merge.Conditions(
+            self.site.config.metric.name, self.site.config.metric.direction,
+            self.budget_text(self.state.runs[verdict.pairs[0].candidate_run].steps),
+            measured[0].fingerprint.get("device", self.site.devices[0]), min(r.level for r in measured),
+            self.site.config.evaluate.tier, spent, self.site.devices[0] != "cpu",
+            str(self.state.campaign["name"]))
+
+    def budget_text(self, steps: int) -> str:
+        budget = self.site.config.budget
+        if budget.unit == "seconds" or not steps:
+            return f"{budget.amount:g} seconds" if budget.amount else "what the command decides"
+        return f"{steps} {budget.unit.replace('_', ' ')}"
+
+    def briefing(self) -> Briefing:
+        editable, protected = self.site.texts(self.state.tip)
+        return brief(self.site.config, self.state, editable, protected)
+
+    def note(self, text: str) -> None:
+        """For the screen, the report and whoever reads the ledger."""
+        self.ledger.append("note", {"text": text})
+        self.observer.note(text)
+
+    def label(self, run_: Run) -> str:
+        who = run_.candidate or ("start or tip" if run_.purpose == "final" else "incumbent")
+        return f"{who} preflight" if run_.purpose == "preflight" else f"{who} seed {run_.seed}"
+
+
+def probed(config: Config) -> bool:
+    """Whether a tiny run makes sense: a command that takes no number of steps would only run whole, twice."""
+    return config.budget.probe_steps > 0 and (config.train.served or "{steps}" in config.train.command)
+

@@ -1,0 +1,287 @@
+"""ratchet.toml: how to train a target, what may be edited, and what the number is. Environment is read here alone.
+
+A config comes from ``ratchet.toml`` in the target's folder. Everything has a default except ``train.command``.
+``[presets.NAME]`` holds tables of the same shape that are laid over the rest when that preset is chosen.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import shlex
+import tomllib
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from agent.errors import UserError
+from sandbox.job import Tier
+
+FILE = "ratchet.toml"
+LEAST = """[train]  command = "python train.py"  [evaluate]  pattern = 'loss: ([-+.\\w]+)'"""
+"""The smallest config that can run."""
+PLACEHOLDERS = ("seed", "steps", "seconds", "preset", "device", "out")
+"""What ``train.command`` may hold in braces."""
+
+
+class Section(BaseModel):
+    """A table of the file: unknown keys are errors."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class Train(Section):
+    """How to start one training run."""
+
+    command: str = Field(description='command line, e.g. "python train.py --seed {seed} --steps {steps} --out {out}"; '
+                         "{seed}, {steps}, {seconds}, {preset}, {device} and {out} are filled in")
+    served: bool = Field(False, description="the harness serves the batches and takes the weights over HARNESS_FD")
+    rows: int = Field(8, ge=1, description="rows of one served batch")
+    sequence: int = Field(128, ge=8, description="tokens of one served row")
+    threads: int = Field(1, ge=1, description="CPU threads of one run")
+    environment: dict[str, str] = Field(default_factory=dict, description="environment of the run; never a secret")
+    data: list[str] = Field(default_factory=list, description="folders that the run may read besides its source")
+
+    @field_validator("command")
+    @classmethod
+    def _parses(cls, value: str) -> str:
+        if not shlex.split(value):
+            raise ValueError("is empty")
+        return value
+
+
+class Data(Section):
+    """How the training and held-out tokens are made, once per machine, outside the box, from the base commit."""
+
+    prepare: str = Field("", description="command with {out} and {preset}; writes train.bin, val.bin, ... to {out}")
+
+
+class Evaluate(Section):
+    """Where the number comes from."""
+
+    tier: Tier = Field("reported", description="sealed, protected or reported")
+    command: str = Field("", description="sealed: starts the model server; protected: prints the metric of what the "
+                         "training run left in {out}")
+    pattern: str = Field("", description="regular expression with one group that finds the metric in the output")
+    rows: int = Field(256, ge=1, description="rows of each split that are scored")
+    audit: int = Field(128, ge=8, description="prefixes of each split scored blind, against non-causal models")
+    seconds: float = Field(300.0, gt=0, description="wall limit of one evaluation")
+
+
+class Source(Section):
+    """Which files a patch may touch. Patterns are globs relative to the target; protected wins over editable."""
+
+    editable: list[str] = Field(default_factory=lambda: ["**/*.py"], description="globs a patch may change")
+    protected: list[str] = Field(default_factory=list, description="globs a patch may not change")
+    max_patch_lines: int = Field(800, ge=1, description="added plus removed lines")
+    max_patch_kb: int = Field(64, ge=1, description="size of the diff in KiB")
+
+
+class Metric(Section):
+    """The number to improve."""
+
+    name: str = Field("val_bpb", description="its name in reports")
+    direction: Literal["min", "max"] = Field("min", description="min or max")
+
+
+class Budget(Section):
+    """What one training run may spend."""
+
+    unit: Literal["charged_steps", "steps", "seconds"] = Field(
+        "steps", description="charged_steps, steps or seconds")
+    amount: float = Field(0, ge=0, description="steps or seconds; 0: the command decides")
+    dead_band: float = Field(0.1, ge=0, description="relative change of step time that is not charged")
+    probe_steps: int = Field(12, ge=0, description="steps of the tiny run before a full one; 0: none")
+
+
+class Seeds(Section):
+    """Seeds are the harness's, never the patch's."""
+
+    first: int = Field(1, ge=0, description="first seed of the paired runs")
+
+
+class Judge(Section):
+    """When a candidate is merged."""
+
+    alpha: float = Field(0.10, gt=0, lt=1, description="chance of any false merge in a campaign of null patches")
+    candidates: int = Field(25, ge=1, description="candidates over which alpha is spread")
+    looks: list[int] = Field(default_factory=lambda: [4, 6], description="numbers of pairs at which to decide")
+    floor: float = Field(0.002, ge=0, description="smallest believable sd of one paired effect")
+    min_effect: float = Field(0.0, ge=0, description="improvement that the interval's end must exceed")
+    final_pairs: int = Field(3, ge=2, description="fresh seeds for the final number")
+
+
+class LimitsTable(Section):
+    """Hard limits on one run; see sandbox.job.Limits."""
+
+    wall_seconds: float = Field(600, gt=0)
+    memory_mb: int = Field(8192, gt=0)
+    processes: int = Field(512, gt=0)
+    log_mb: int = Field(4, gt=0)
+    scratch_mb: int = Field(2048, gt=0)
+    weights_mb: int = Field(2048, gt=0)
+
+
+class Model(Section):
+    """The model that proposes. The key itself is never in this file."""
+
+    base_url: str = Field("", description="OpenAI-compatible endpoint; empty: OPENAI_BASE_URL, else api.openai.com")
+    name: str = Field("", description="model name; empty: RATCHET_MODEL")
+    key_variable: str = Field("OPENAI_API_KEY", description="environment variable that holds the key")
+    temperature: float | None = Field(None, ge=0, le=2)
+    max_tokens: int = Field(8192, ge=256)
+    timeout_seconds: float = Field(180, gt=0, description="one call")
+    attempts: int = Field(4, ge=1, description="calls per proposal before it is given up")
+    repairs: int = Field(2, ge=0, description="repair rounds that show the model its error")
+    usd_per_million_prompt: float = Field(0, ge=0)
+    usd_per_million_completion: float = Field(0, ge=0)
+
+
+class Config(Section):
+    """The whole file."""
+
+    train: Train
+    name: str = Field("", description="name of the target in reports; empty: its folder's name")
+    preset: str = Field("", description="preset when none is asked for; empty: cpu or h100 by what the machine has")
+    data: Data = Data()
+    evaluate: Evaluate = Evaluate()
+    source: Source = Source()
+    metric: Metric = Metric()
+    budget: Budget = Budget()
+    seeds: Seeds = Seeds()
+    judge: Judge = Judge()
+    limits: LimitsTable = LimitsTable()
+    model: Model = Model()
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
+
+
+def parse(text: str, where: str, preset: str = "") -> Config:
+    """Config from the text of a ratchet.toml, with ``preset`` laid over it. Raises UserError with the mend."""
+    try:
+        raw = tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise UserError(f"{where} is not valid TOML: {error}.", "Correct that line.") from error
+    presets = raw.get("presets", {})
+    preset = preset or str(raw.get("preset", ""))
+    if preset:
+        if not isinstance(presets, dict) or preset not in presets:
+            known = ", ".join(sorted(presets)) if isinstance(presets, dict) and presets else "none"
+            raise UserError(f"{where} has no preset {preset!r}.", f"Choose one of: {known}.")
+        raw = _overlay(raw, presets[preset]) | {"preset": preset}
+    if "command" not in raw.get("train", {}):
+        raise UserError(f"{where} does not say how to train.", 'Add:  [train]  command = "python train.py"')
+    try:
+        config = Config.model_validate(raw)
+        for name, table in config.presets.items():
+            if name != preset:
+                Config.model_validate(_overlay(raw, table))
+    except ValidationError as error:
+        raise UserError(f"{where}: {_explain(error)}") from error
+    _check(config, where)
+    return config
+
+
+def load(folder: Path, preset: str = "") -> Config:
+    """Config of the target in ``folder``. Raises UserError when the file is missing or wrong."""
+    path = folder / FILE
+    try:
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise UserError(f"No {FILE} in {folder}.", f"Write one there; the least is:  {LEAST}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"Cannot read {path}: {error}.", "It must be a readable UTF-8 file.") from error
+    return parse(text, str(path), preset)
+
+
+def key(model: Model) -> str:
+    """The API key from the environment, or an empty string."""
+    return os.environ.get(model.key_variable, "").strip()
+
+
+def endpoint(model: Model) -> tuple[str, str]:
+    """(base URL, model name) with the environment's defaults filled in."""
+    base = model.base_url or os.environ.get("OPENAI_BASE_URL", "") or "https://api.openai.com/v1"
+    return base.rstrip("/"), model.name or os.environ.get("RATCHET_MODEL", "")
+
+
+def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
+    """``base`` with the tables of ``top`` laid over it, key by key."""
+    merged = dict(base)
+    for name, value in top.items():
+        old = merged.get(name)
+        merged[name] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
+    return merged
+
+
+def _check(config: Config, where: str) -> None:
+    """Rules that span two keys."""
+    evaluate = config.evaluate
+    if evaluate.tier == "sealed" and not (config.train.served and config.data.prepare and evaluate.command):
+        raise UserError(f"{where}: evaluate.tier = \"sealed\" needs train.served, data.prepare and evaluate.command.",
+                        'Add them, or use tier = "protected" or "reported".')
+    if evaluate.tier == "protected" and not evaluate.command:
+        raise UserError(f"{where}: evaluate.tier = \"protected\" needs evaluate.command.",
+                        "Give the command that prints the metric.")
+    if evaluate.tier != "sealed" and not evaluate.pattern:
+        raise UserError(f"{where}: evaluate.pattern is missing: nothing says where the metric is printed.",
+                        "Add e.g.  [evaluate]  pattern = 'val_loss: ([-+.\\w]+)'")
+    try:
+        groups = re.compile(evaluate.pattern).groups
+    except re.error as error:
+        raise UserError(f"{where}: evaluate.pattern is no regular expression: {error}.", "Correct it.") from error
+    if evaluate.pattern and groups != 1:
+        raise UserError(f"{where}: evaluate.pattern has {groups} groups; it needs one, around the number.",
+                        "Write e.g.  pattern = 'val_loss: ([-+.\\w]+)'")
+    unknown = [name for name in re.findall(r"\{(\w+)\}", config.train.command) if name not in PLACEHOLDERS]
+    if unknown:
+        raise UserError(f"{where}: train.command has an unknown placeholder {{{unknown[0]}}}.",
+                        f"Known: {', '.join('{' + name + '}' for name in PLACEHOLDERS)}.")
+    if config.budget.unit == "charged_steps" and not config.train.served:
+        raise UserError(f"{where}: budget.unit = \"charged_steps\" needs a target that the harness serves.",
+                        'Set train.served = true (see target_repo/README.md), or use unit = "steps" or "seconds".')
+    if config.train.served and (config.budget.unit == "seconds" or config.budget.amount < 1):
+        raise UserError(f"{where}: a served target is budgeted in steps.",
+                        'Set  [budget]  unit = "charged_steps"  amount = 200')
+    if config.train.served and "{out}" in config.train.command:
+        raise UserError(f"{where}: train.command takes {{out}}, but a served target hands its weights to the harness.",
+                        "Drop {out}, or set train.served = false.")
+    placeholder = {"steps": "{steps}", "seconds": "{seconds}"}.get(config.budget.unit, "")
+    if not config.train.served and config.budget.amount and placeholder not in config.train.command:
+        raise UserError(f"{where}: budget.amount is set, but train.command does not take it.",
+                        f"Put {placeholder} into the command, or set amount = 0 if the command decides.")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem in one line: which key, what is wrong, which keys exist."""
+    first = error.errors()[0]
+    path = [str(part) for part in first["loc"]]
+    name = ".".join(path)
+    if first["type"] == "extra_forbidden":
+        keys = _keys(path[:-1])
+        near = difflib.get_close_matches(path[-1], keys, n=1)
+        hint = f" Did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {name}.{hint} Known keys here: {', '.join(keys)}."
+    field = _field(path)
+    wanted = f" It should be: {field}." if field else ""
+    return f"{name} {first['msg'].removeprefix('Value error, ')} (got {first['input']!r}).{wanted}"
+
+
+def _section(path: list[str]) -> type[BaseModel]:
+    kind: type[BaseModel] = Config
+    for part in path:
+        annotation = kind.model_fields[part].annotation if part in kind.model_fields else None
+        if not (isinstance(annotation, type) and issubclass(annotation, BaseModel)):
+            break
+        kind = annotation
+    return kind
+
+
+def _keys(path: list[str]) -> list[str]:
+    return sorted(_section(path).model_fields)
+
+
+def _field(path: list[str]) -> str:
+    kind = _section(path[:-1])
+    return (kind.model_fields[path[-1]].description or "") if path[-1] in kind.model_fields else ""

@@ -1,0 +1,163 @@
+"""Can this machine run the night? One line a check; what is wrong comes with its mend. Changes nothing.
+
+Covers the interpreter, torch and its devices, git, the box, the target and its configuration, the model endpoint
+(configured, not called), and disk. Does not cover whether the target trains: the campaign's baseline run finds out.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import ssl
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from agent import config, git
+from agent.errors import UserError
+from agent.proposers import choose
+from agent.resources import default_target
+from sandbox import box
+
+MIN_GIT = (2, 38)
+"""The campaign's settings need safe.bareRepository, which came with it."""
+MIN_FREE_GB = 5.0
+
+_TORCH = """
+import json, torch
+names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if torch.cuda.is_available() else []
+print(json.dumps({"version": torch.__version__, "devices": names}))
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """One line. ``error``: a run cannot start; ``warning``: it can, with a loss that ``mend`` would avoid."""
+
+    name: str
+    state: Literal["ok", "warning", "error"]
+    text: str
+    mend: str = ""
+
+    def line(self) -> str:
+        mark = {"ok": "OK     ", "warning": "WARNING", "error": "ERROR  "}[self.state]
+        return f"{mark}  {self.name:<8} {self.text}{f'  Mend: {self.mend}' if self.mend else ''}"
+
+
+def examine(repo: Path | None, runs: Path, preset: str = "") -> Iterator[Check]:
+    """Every check in turn, as it is made (torch takes a few seconds)."""
+    yield _python()
+    yield _git()
+    yield _box()
+    yield from _torch()
+    told, found = _target(repo, preset)
+    yield from told
+    yield from _model(found.model if found else config.Model())
+    yield _disk(runs)
+
+
+def _python() -> Check:
+    return Check("python", "ok", f"{platform.python_version()} at {sys.executable}")
+
+
+def _git() -> Check:
+    try:
+        text = subprocess.run(["git", "--version"], capture_output=True, text=True, timeout=20, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return Check("git", "error", "not found", "Install git (2.38 or newer) and put it on PATH.")
+    number = text.split()[2] if len(text.split()) > 2 else "0"
+    version = tuple(int(part) for part in number.split(".")[:2] if part.isdigit())
+    if version < MIN_GIT:
+        return Check("git", "error", number, "Install git 2.38 or newer.")
+    return Check("git", "ok", number)
+
+
+def _box() -> Check:
+    found = box.explain()
+    text = box.describe(found.level)
+    if found.level >= box.Level.USER:
+        return Check("box", "ok", text)
+    why = "; ".join(f"level {int(level)}: {reason}" for level, reason in found.refused.items())
+    return Check("box", "warning", f"{text} (refused: {why})", "Install bubblewrap and allow user namespaces, or run "
+                 "only proposals that you would run by hand.")
+
+
+def _torch() -> Iterator[Check]:
+    """In a process of its own, since a broken torch can take its importer down."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    try:
+        done = subprocess.run([sys.executable, "-P", "-c", _TORCH], capture_output=True, text=True, timeout=120,
+                              stdin=subprocess.DEVNULL)
+        told = json.loads(done.stdout.splitlines()[-1])
+    except (subprocess.SubprocessError, OSError, ValueError, IndexError):
+        yield Check("torch", "warning", "cannot be imported by this interpreter",
+                    "pip install torch (needed by the default target; a target of yours may not need it).")
+        yield Check("devices", "ok", f"cpu, {cores} cores")
+        return
+    yield Check("torch", "ok", str(told["version"]))
+    devices: list[str] = told["devices"]
+    if devices:
+        yield Check("devices", "ok", ", ".join(f"cuda:{i} {name}" for i, name in enumerate(devices)))
+    elif shutil.which("nvidia-smi"):
+        yield Check("devices", "warning", f"cpu, {cores} cores; torch sees no GPU although nvidia-smi is here",
+                    "Install a torch build with CUDA that fits the driver.")
+    else:
+        yield Check("devices", "ok", f"cpu, {cores} cores")
+
+
+def _target(repo: Path | None, preset: str) -> tuple[list[Check], config.Config | None]:
+    """Checks of the target, and its configuration when that is right."""
+    told = []
+    try:
+        folder = default_target() if repo is None else repo
+        if repo is not None:
+            location = git.locate(repo)
+            dirty = git.is_dirty(location)
+            told.append(Check("target", "warning" if dirty else "ok", f"{folder} at {location.head[:12]}"
+                              + (", with uncommitted files, which a run does not see" if dirty else ""),
+                              "Commit them if they matter." if dirty else ""))
+        else:
+            told.append(Check("target", "ok", "the default one that comes with ratchet"))
+    except UserError as error:
+        return [Check("target", "error", error.problem, error.mend)], None
+    try:
+        found = config.load(folder, preset)
+    except UserError as error:
+        return [*told, Check("config", "error", error.problem, error.mend)], None
+    chosen = f", preset {found.preset}" if found.preset else ""
+    told.append(Check("config", "ok", f"{config.FILE} is valid{chosen}: metric {found.metric.name} "
+                      f"({found.metric.direction}), tier {found.evaluate.tier}, budget {found.budget.amount:g} "
+                      f"{found.budget.unit}"))
+    return told, found
+
+
+def _model(model: config.Model) -> Iterator[Check]:
+    """The endpoint is not called: a check must not send anything."""
+    try:
+        choice = choose("auto", model)
+    except UserError as error:
+        yield Check("model", "error", error.problem, error.mend)
+        return
+    yield Check("model", "ok" if choice.kind == "llm" else "warning", choice.note)
+    paths = ssl.get_default_verify_paths()
+    trusted = bool(paths.cafile) or bool(paths.capath and any(Path(paths.capath).iterdir()))
+    if choice.kind == "llm" and config.endpoint(model)[0].startswith("https:") and not trusted:
+        yield Check("tls", "warning", "this system trusts no certificate authority, so https calls will fail",
+                    "Install the package ca-certificates.")
+
+
+def _disk(runs: Path) -> Check:
+    place = runs.absolute()
+    while not place.exists():
+        place = place.parent
+    free = shutil.disk_usage(place).free / 1e9
+    if not os.access(place, os.W_OK):
+        return Check("disk", "error", f"{place} is not writable", "Point --runs to a folder of yours.")
+    if free < MIN_FREE_GB:
+        return Check("disk", "warning", f"{free:.1f} GB free at {place}", "`ratchet gc` frees old runs.")
+    return Check("disk", "ok", f"{free:.1f} GB free at {place}")

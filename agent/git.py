@@ -1,0 +1,507 @@
+"""Git as plain functions over GitPython, without a work tree: what was measured is, byte for byte, what is merged.
+
+Every command starts from an empty environment with hooks, fsmonitor, system and user configuration, attributes and
+replace refs switched off, so neither a planted file nor the caller's shell can change what git does. ``repo`` is
+always the campaign's own bare clone. The user's checkout is only read, and only by the functions that say so.
+
+Trees are written through a temporary index and read with ``cat-file``: no filter, no attribute, no checkout.
+Not covered: Windows, and partial clones whose objects are not on this machine.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import datetime
+import errno
+import fnmatch
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+from agent.errors import UserError
+
+ACCEPTED = "refs/heads/accepted"
+IDENTITY = ("Ratchet", "ratchet@localhost")
+IGNORED = ("__pycache__", ".git", "data", "*.pyc")
+FILE_MODES = ("100644", "100755")
+_IMPORT_DATE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+_SETTINGS = {
+    "core.hooksPath": "/dev/null", "core.fsmonitor": "false", "core.attributesFile": "/dev/null",
+    "safe.bareRepository": "explicit", "safe.directory": "*", "gc.auto": "0", "maintenance.auto": "false",
+    "core.quotePath": "false", "core.fsync": "committed,reference", "protocol.ext.allow": "never",
+}
+_ALONE = {
+    "GIT_CONFIG_NOSYSTEM": "1", "GIT_CONFIG_GLOBAL": "/dev/null", "GIT_ATTR_NOSYSTEM": "1",
+    "GIT_NO_REPLACE_OBJECTS": "1", "GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0",
+    "LC_ALL": "C", "LANGUAGE": "C",
+}
+
+
+class GitError(Exception):
+    """Git said no where it was expected to say yes."""
+
+    def __init__(self, arguments: Sequence[str], status: int, stderr: str) -> None:
+        super().__init__(f"git {' '.join(arguments)}: exit {status}: {stderr.strip() or 'no message'}")
+        self.status, self.stderr = status, stderr
+
+
+class RefMoved(Exception):
+    """A compare-and-swap found another value: someone else moved the ref."""
+
+    def __init__(self, ref: str, expected: str, actual: str) -> None:
+        super().__init__(f"{ref} is {actual or 'missing'}, not {expected or 'missing'}")
+        self.ref, self.expected, self.actual = ref, expected, actual
+
+
+@dataclass(frozen=True, slots=True)
+class Location:
+    """A target: a whole repository (``prefix`` empty) or a folder of one (``prefix`` like ``packages/trainer``)."""
+
+    toplevel: Path
+    prefix: str
+    head: str
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One leaf of a tree."""
+
+    mode: str
+    sha: str
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One line of ``git diff-tree --raw``. Modes are six digits, ``000000`` where the file does not exist."""
+
+    path: str
+    old_mode: str
+    new_mode: str
+    old_sha: str
+    new_sha: str
+    status: str
+
+
+def run(
+    place: Path, *arguments: str, bare: bool = True, stdin: bytes | BinaryIO = b"", output: BinaryIO | None = None,
+    environment: Mapping[str, str] | None = None, settings: Mapping[str, str] | None = None, personal: bool = False,
+) -> bytes:
+    """Standard output of one git command in ``place`` (a bare repository unless ``bare`` is False).
+
+    ``personal`` lets the user's own configuration and agent through: for a push, which needs their credentials.
+    ``output`` takes standard output instead of memory. Raises GitError, or UserError when the disk is full.
+    """
+    try:
+        # Here and not above: GitPython refuses to be imported on a machine without git.
+        import git as gitpython
+    except ImportError as error:
+        raise UserError("The git command is missing.", "Install git (2.38 or newer) and put it on PATH.") from error
+    place = place.resolve()  # git is started in there, where a relative path would lead nowhere
+    where = ["--git-dir", str(place)] if bare else []
+    options = [part for key, value in (_SETTINGS | dict(settings or {})).items() for part in ("-c", f"{key}={value}")]
+    # GitPython lays its environment over the caller's and cannot take a variable away; `env -i` can.
+    variables = _environment(personal) | dict(environment or {})
+    command = ["env", "-i", *(f"{key}={value}" for key, value in variables.items()),
+               str(gitpython.Git.GIT_PYTHON_GIT_EXECUTABLE), "--no-optional-locks", *options, *where, *arguments]
+    # A new session: Ctrl-C at the terminal must not kill git between two writes. A push may have to ask for a word.
+    how: dict[str, Any] = {
+        "with_extended_output": True, "with_exceptions": False, "stdout_as_string": False,
+        "strip_newline_in_stdout": False, "output_stream": output, "start_new_session": not personal}
+    with _readable(stdin) as source:
+        answer = gitpython.Git(str(place)).execute(command, istream=source, **how)
+    status, out, err = cast(tuple[int, bytes, str], answer)
+    if status != 0:
+        if "No space left on device" in err:
+            raise _disk_full(place)
+        raise GitError(arguments, status, err)
+    return b"" if output is not None else out
+
+
+def locate(path: Path) -> Location:
+    """Where the target in ``path`` lives and the commit it is at. Reads the user's checkout, writes nothing.
+
+    Raises UserError when there is no committed folder of a git repository at ``path``.
+    """
+    if not path.is_dir():
+        what = "is not a folder" if path.exists() else "does not exist"
+        raise UserError(f"{path} {what}.", "Give the folder of a git repository, or a folder inside one.")
+    try:
+        toplevel = Path(_line(run(path, "rev-parse", "--show-toplevel", bare=False)))
+        prefix = _line(run(path, "rev-parse", "--show-prefix", bare=False)).rstrip("/")
+    except GitError as error:
+        raise _no_checkout(path, error.stderr) from error
+    try:
+        head = _line(run(toplevel, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", bare=False))
+    except GitError as error:
+        raise UserError(f"{toplevel} has no commits.", "Make one:  git add -A && git commit -m start") from error
+    if prefix:
+        try:
+            run(toplevel, "rev-parse", "--verify", "--quiet", f"{head}:{prefix}", bare=False)
+        except GitError as error:
+            raise UserError(f"Nothing in {path} is committed in {toplevel}.",
+                            f"Commit it:  git -C {path} add -A . && git -C {path} commit -m start") from error
+    return Location(toplevel, prefix, head)
+
+
+def is_dirty(location: Location) -> bool:
+    """Has the target uncommitted or untracked files? For a warning: they are not part of the campaign.
+
+    Reads the user's checkout without refreshing its index, and with its content filters switched off (they are
+    commands), so files that a filter rewrites may count as changed.
+    """
+    top = location.toplevel
+    try:
+        keys = run(top, "config", "--name-only", "-z", "--get-regexp", r"^filter\.", bare=False).decode()
+    except GitError:  # exit 1: no such key
+        keys = ""
+    off = {key: "false" if key.endswith(".required") else "" for key in keys.split("\0") if key}
+    scope = f":(top,literal){location.prefix}" if location.prefix else ":(top)"
+    return bool(run(top, "status", "--porcelain", "-z", "--ignore-submodules=all", "--", scope,
+                    bare=False, settings=off))
+
+
+def clone_bare(toplevel: Path, destination: Path, head: str, source_bare: bool = False) -> None:
+    """A bare clone of ``head`` and its history with the one branch ``accepted``; appears whole or not at all.
+
+    Objects travel as a pack: no hard links, no alternates, no hooks, no remotes, and nothing is written to the
+    user's repository. A destination that exists is left as it is.
+    """
+    if destination.exists():
+        return
+    form = _line(run(toplevel, "rev-parse", "--show-object-format", bare=source_bare))
+    shallow = toplevel / _line(run(toplevel, "rev-parse", "--git-path", "shallow", bare=source_bare))
+    with _new_repository(destination, form) as repo:
+        if shallow.is_file():
+            shutil.copyfile(shallow, repo / "shallow")
+        copy_objects(toplevel, repo, head, source_bare=source_bare)
+        update_ref(repo, ACCEPTED, head, "")
+
+
+def import_folder(folder: Path, destination: Path, ignored: Sequence[str] = IGNORED) -> str:
+    """A bare repository with one commit of the files of ``folder``, which need not be in git. Returns the commit.
+
+    Deterministic: equal bytes under equal names give the equal commit (fixed date, every mode 100644). Names that
+    match a glob of ``ignored`` are left out at any depth, and so are symlinks. A destination that exists is kept.
+    """
+    if destination.exists():
+        return _line(run(destination, "rev-list", "--max-parents=0", ACCEPTED))
+    paths = sorted(_walk(folder, ignored))
+    if not paths:
+        raise UserError(f"{folder} holds no files.", "Give the folder of a training repo.")
+    with _new_repository(destination, "sha1") as repo:
+        shas = run(repo, "--work-tree", str(folder), "hash-object", "-w", "--no-filters", "--stdin-paths",
+                   stdin="".join(f"{folder.resolve() / path}\n" for path in paths).encode()).decode().split()
+        entries = [Entry("100644", sha, path) for sha, path in zip(shas, paths, strict=True)]
+        commit = commit_tree(repo, _write_index(repo, None, entries), (), "Start\n", when=_IMPORT_DATE)
+        update_ref(repo, ACCEPTED, commit, "")
+    return commit
+
+
+def copy_objects(
+    source: Path, target: Path, include: str, exclude: str = "", source_bare: bool = True, target_bare: bool = True,
+) -> None:
+    """Copy the objects of commit ``include`` that ``exclude`` does not reach from one repository to the other."""
+    revisions = f"{include}\n" + (f"^{exclude}\n" if exclude else "")
+    with tempfile.TemporaryFile() as file:
+        pack = cast(BinaryIO, file)
+        run(source, "pack-objects", "--revs", "--stdout", "--delta-base-offset", "-q", bare=source_bare,
+            stdin=revisions.encode(), output=pack)
+        pack.seek(0)
+        run(target, "index-pack", "--stdin", bare=target_bare, stdin=pack)
+
+
+def entries(repo: Path, treeish: str, prefix: str = "") -> list[Entry]:
+    """All leaves below ``prefix``, with paths relative to it, sorted by git. Empty when there is no such folder."""
+    try:
+        out = run(repo, "ls-tree", "-r", "-z", "--full-tree", _below(treeish, prefix))
+    except GitError:
+        if resolve(repo, treeish, "tree") is None:
+            raise
+        return []
+    found = []
+    for line in _fields(out):
+        head, path = line.split("\t", 1)
+        mode, _, sha = head.split(" ")
+        found.append(Entry(mode, sha, path))
+    return found
+
+
+def list_files(repo: Path, commit: str, prefix: str = "") -> list[str]:
+    """Paths of the regular files below ``prefix``, relative to it."""
+    return [entry.path for entry in entries(repo, commit, prefix) if entry.mode in FILE_MODES]
+
+
+def read_files(repo: Path, commit: str, prefix: str, patterns: Sequence[str]) -> dict[str, str]:
+    """Path -> text of the matching regular files below ``prefix``, line ends kept; what is not UTF-8 is left out."""
+    chosen = [entry for entry in entries(repo, commit, prefix)
+              if entry.mode in FILE_MODES and matches(entry.path, patterns)]
+    content = blobs(repo, (entry.sha for entry in chosen))
+    texts: dict[str, str] = {}
+    for entry in chosen:
+        with contextlib.suppress(UnicodeDecodeError):
+            texts[entry.path] = content[entry.sha].decode("utf-8")
+    return texts
+
+
+def blobs(repo: Path, shas: Iterable[str]) -> dict[str, bytes]:
+    """Blob id -> bytes as they are stored. Raises GitError when one is missing."""
+    wanted = list(dict.fromkeys(shas))
+    if not wanted:
+        return {}
+    out = run(repo, "cat-file", "--batch", stdin="".join(f"{sha}\n" for sha in wanted).encode())
+    found, at = {}, 0
+    for sha in wanted:
+        end = out.index(b"\n", at)
+        fields = out[at:end].split(b" ")
+        if len(fields) != 3 or fields[1] != b"blob":
+            raise GitError(("cat-file", sha), 0, f"{sha} is no blob here")
+        size = int(fields[2])
+        found[sha] = out[end + 1:end + 1 + size]
+        at = end + size + 2
+    return found
+
+
+def materialise(repo: Path, tree: str, prefix: str, destination: Path) -> None:
+    """Write the files below ``prefix`` of ``tree`` (or commit) to ``destination``: files 0444, folders 0755.
+
+    Appears whole or not at all; a destination that exists is complete and is left as it is. Submodules are
+    left out, and so are symlinks that are absolute or could lead out of the folder.
+    """
+    if destination.is_dir() and any(destination.iterdir()):
+        return
+    leaves = entries(repo, tree, prefix)
+    if not leaves:
+        raise GitError(("ls-tree", tree), 0, f"no files below {prefix!r}")
+    _check_paths(leaves)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(destination, destination.parent) as folder:
+        for start in range(0, len(leaves), 256):  # bounds memory
+            part = [leaf for leaf in leaves[start:start + 256] if leaf.mode in (*FILE_MODES, "120000")]
+            content = blobs(repo, (leaf.sha for leaf in part))
+            for leaf in part:
+                _write_leaf(folder, leaf, content[leaf.sha])
+        for parent, _, _ in os.walk(folder):
+            Path(parent).chmod(0o755)
+
+
+def write_tree(repo: Path, base: str, prefix: str, changes: Mapping[str, bytes | None]) -> str:
+    """The tree of ``base`` with ``changes`` (path below ``prefix`` -> new bytes, None deletes) laid over it.
+
+    A file that exists keeps its mode, a new one gets 100644. Returns the tree's id. Raises GitError when git refuses
+    a path (``..``, ``.git``, below a file).
+    """
+    modes = {entry.path: entry.mode for entry in entries(repo, base, prefix)}
+    nothing = "0" * len(resolve(repo, base, "tree") or "")  # 40 digits, or 64 in a SHA-256 repository
+    names = modes.keys() | {path for path, content in changes.items() if content is not None}
+    leaves = []
+    for path, content in changes.items():
+        if any(path[:at] in names for at, letter in enumerate(path) if letter == "/"):
+            raise GitError(("write-tree",), 0, f"{path!r} lies below a file")  # update-index would drop that file
+        where = f"{prefix}/{path}" if prefix else path
+        if content is None:
+            leaves.append(Entry("0", nothing, where))
+        else:
+            sha = _line(run(repo, "hash-object", "-w", "-t", "blob", "--stdin", stdin=content))
+            leaves.append(Entry(modes.get(path, "100644"), sha, where))
+    return _write_index(repo, base, leaves)
+
+
+def commit_tree(
+    repo: Path, tree: str, parents: Sequence[str], message: str, when: datetime.datetime | None = None,
+    identity: tuple[str, str] = IDENTITY,
+) -> str:
+    """Id of a new commit object; no ref moves. ``when`` is the date of author and committer (None: now)."""
+    name, email = identity
+    variables = {"GIT_AUTHOR_NAME": name, "GIT_AUTHOR_EMAIL": email,
+                 "GIT_COMMITTER_NAME": name, "GIT_COMMITTER_EMAIL": email}
+    if when is not None:
+        date = f"{int(when.timestamp())} {when.strftime('%z') or '+0000'}"
+        variables |= {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
+    above = [part for parent in parents for part in ("-p", parent)]
+    return _line(run(repo, "commit-tree", tree, *above, stdin=message.encode("utf-8"), environment=variables))
+
+
+def diff(repo: Path, a: str, b: str, prefix: str = "") -> str:
+    """Unified diff of two trees or commits, paths relative to ``prefix``; renames as delete and add, never coloured."""
+    scope = [f"--relative={prefix}/"] if prefix else []
+    return run(repo, "diff-tree", "-r", "-p", "--text", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color",
+               *scope, a, b).decode("utf-8", "replace")
+
+
+def diff_raw(repo: Path, a: str, b: str) -> list[Change]:
+    """What differs between two trees or commits, paths from the root of the tree."""
+    fields = _fields(run(repo, "diff-tree", "-r", "--raw", "-z", "--no-renames", "--no-abbrev", a, b))
+    found = []
+    for head, path in zip(fields[::2], fields[1::2], strict=True):
+        old_mode, new_mode, old_sha, new_sha, status = head.removeprefix(":").split(" ")
+        found.append(Change(path, old_mode, new_mode, old_sha, new_sha, status))
+    return found
+
+
+def resolve(repo: Path, name: str, kind: str = "commit", bare: bool = True) -> str | None:
+    """Full id of a ref, commit or tree, or None when there is none."""
+    try:
+        return _line(run(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{{kind}}}", bare=bare))
+    except GitError:
+        return None
+
+
+def update_ref(repo: Path, ref: str, new: str, old: str | None, bare: bool = True) -> None:
+    """Move ``ref`` from ``old`` to ``new`` in one step. Empty ``new`` deletes, empty ``old``: must not exist yet,
+    None: whatever it is. Raises RefMoved when the ref is not at ``old``."""
+    expected = [] if old is None else [old or "0" * len(new or "0" * 40)]
+    change = ["-d", ref] if not new else [ref, new]
+    try:
+        run(repo, "update-ref", "--no-deref", *change, *expected, bare=bare)
+    except GitError as error:
+        actual = resolve(repo, ref, bare=bare) or ""
+        if old is not None and actual != old:
+            raise RefMoved(ref, old, actual) from error
+        raise
+
+
+def matches(path: str, patterns: Iterable[str], fold: bool = False) -> bool:
+    """Does a path match any glob? Globs are relative to the target: ``*`` stays inside one folder, ``**`` crosses
+    folders, and a plain name or a trailing ``/`` also covers all below it. ``fold`` ignores case."""
+    if fold:
+        return any(_glob(pattern.casefold()).fullmatch(path.casefold()) for pattern in patterns)
+    return any(_glob(pattern).fullmatch(path) for pattern in patterns)
+
+
+def _glob(pattern: str) -> re.Pattern[str]:
+    """Regular expression of one glob (``re`` caches it)."""
+    text = pattern.removeprefix("./").removeprefix("/")
+    below = text.endswith("/") or not re.search(r"[*?\[]", text.rsplit("/", 1)[-1])
+    out = ""
+    for token in re.findall(r"\*\*/|\*\*|\*|\?|\[[^\]/]+\]|.", text.rstrip("/"), re.DOTALL):
+        out += {"**/": "(?:.*/)?", "**": ".*", "*": "[^/]*", "?": "[^/]"}.get(token) or (
+            "[" + token[1:-1].replace("!", "^", 1).replace("\\", "\\\\") + "]" if len(token) > 2 else re.escape(token))
+    return re.compile(out + ("(?:/.*)?" if below else ""), re.DOTALL)
+
+
+def _environment(personal: bool) -> dict[str, str]:
+    """All that git gets to see. Nothing named GIT_* comes from outside."""
+    kept = {"PATH": os.environ.get("PATH", os.defpath), "TMPDIR": tempfile.gettempdir()}
+    if not personal:
+        return kept | _ALONE
+    names = ("HOME", "XDG_CONFIG_HOME", "SSH_AUTH_SOCK", "SSH_ASKPASS", "DISPLAY", "TERM", "USER", "LOGNAME")
+    return kept | {name: os.environ[name] for name in names if name in os.environ} | {"LC_ALL": "C"}
+
+
+@contextlib.contextmanager
+def _readable(data: bytes | BinaryIO) -> Iterator[BinaryIO]:
+    """A real file for git's standard input: a pipe would need a thread to feed it."""
+    if not isinstance(data, bytes):
+        yield data
+        return
+    with tempfile.TemporaryFile() as file:
+        file.write(data)
+        file.seek(0)
+        yield cast(BinaryIO, file)
+
+
+@contextlib.contextmanager
+def _whole(destination: Path, beside: Path) -> Iterator[Path]:
+    """A temporary folder that becomes ``destination`` by rename when the block succeeds, and vanishes when not."""
+    folder = Path(tempfile.mkdtemp(dir=beside, prefix=f".{destination.name}."))
+    try:
+        yield folder
+        folder.rename(destination)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise _disk_full(destination) from error
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST) or not destination.is_dir():
+            raise
+        # Someone else finished the same folder first.
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _new_repository(destination: Path, object_format: str) -> Iterator[Path]:
+    """An empty bare repository (no template, so no hooks) on branch ``accepted`` that appears when filled."""
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    with _whole(destination, destination.parent) as repo:
+        run(repo, "init", "--bare", "-q", "--template=", f"--object-format={object_format}",
+            f"--initial-branch={ACCEPTED.removeprefix('refs/heads/')}")
+        yield repo
+
+
+def _write_index(repo: Path, base: str | None, leaves: Iterable[Entry]) -> str:
+    """Tree id of ``base`` (None: empty) with ``leaves`` laid over it, by way of a temporary index."""
+    leaves = list(leaves)
+    _check_paths(leaves)  # update-index drops such a path with exit status 0
+    with tempfile.TemporaryDirectory() as folder:
+        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
+        run(repo, "read-tree", *([base] if base else ["--empty"]), environment=index)
+        lines = "".join(f"{leaf.mode} {leaf.sha}\t{leaf.path}\0" for leaf in leaves)
+        run(repo, "update-index", "-z", "--index-info", stdin=lines.encode(), environment=index)
+        return _line(run(repo, "write-tree", environment=index))
+
+
+def _check_paths(leaves: Iterable[Entry]) -> None:
+    for leaf in leaves:
+        if any(part.casefold() in ("", ".", "..", ".git") for part in leaf.path.split("/")):
+            raise GitError(("write-tree",), 0, f"unsafe path in a tree: {leaf.path!r}")
+
+
+def _write_leaf(folder: Path, leaf: Entry, content: bytes) -> None:
+    path = folder / leaf.path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if leaf.mode != "120000":
+        with path.open("xb") as file:
+            file.write(content)
+        path.chmod(0o555 if leaf.mode == "100755" else 0o444)
+    elif stays_inside(leaf.path, os.fsdecode(content)):
+        path.symlink_to(os.fsdecode(content))
+
+
+def stays_inside(path: str, target: str) -> bool:
+    """Can a symlink at ``path`` never lead out of the folder? ``..`` counts only in front: after a name it could
+    climb out through another link (``d -> .`` makes ``d/../x`` leave the folder)."""
+    parts = [part for part in target.split("/") if part not in ("", ".")]
+    up = next((i for i, part in enumerate(parts) if part != ".."), len(parts))
+    return not target.startswith("/") and bool(parts) and up <= path.count("/") and ".." not in parts[up:]
+
+
+def _walk(folder: Path, ignored: Sequence[str]) -> Iterator[str]:
+    """Relative POSIX paths of the regular files of a folder."""
+    for parent, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not any(fnmatch.fnmatch(name, glob) for glob in ignored)]
+        for name in names:
+            path = Path(parent) / name
+            if path.is_file() and not path.is_symlink() and not any(fnmatch.fnmatch(name, glob) for glob in ignored):
+                yield path.relative_to(folder).as_posix()
+
+
+def _below(treeish: str, prefix: str) -> str:
+    return f"{treeish}:{prefix}" if prefix else treeish
+
+
+def _fields(out: bytes) -> list[str]:
+    return [os.fsdecode(part) for part in out.split(b"\0") if part]
+
+
+def _line(out: bytes) -> str:
+    return os.fsdecode(out).rstrip("\n")
+
+
+def _disk_full(place: Path) -> UserError:
+    return UserError(f"The disk is full at {place}.", "Free some disk (`ratchet gc` removes old runs), then go on.")
+
+
+def _no_checkout(path: Path, stderr: str) -> UserError:
+    """Why ``path`` is not in a usable checkout."""
+    if "not a git repository" in stderr:
+        return UserError(f"{path} is not in a git repository.",
+                         f"Make it one:  git -C {path} init && git -C {path} add -A && git -C {path} commit -m start")
+    if "bare repository" in stderr or "must be run in a work tree" in stderr:
+        return UserError(f"{path} is a bare repository or git's own folder.", "Give a checkout (git clone it first).")
+    return UserError(f"git cannot read {path}: {stderr.strip().splitlines()[0] if stderr.strip() else 'no message'}.",
+                     "Mend the repository; `git -C DIR status` must work there.")

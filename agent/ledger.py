@@ -1,0 +1,221 @@
+"""The ledger: one JSON line an event, appended and fsynced, replayed into a State. The only memory of decisions.
+
+A line is ``{"n": 7, "t": "2026-03-01T02:03:04+00:00", "event": "verdict", "data": {...}}``. A torn last line (the
+machine died while writing) is cut off when the ledger is opened; any other unreadable line is an error, since
+skipping it would change history. Intent lines come before an effect, outcome lines after it.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from agent.errors import UserError
+from agent.records import (
+    Candidate,
+    Gain,
+    Merge,
+    Preflight,
+    Proposal,
+    Result,
+    Run,
+    Verdict,
+    from_json,
+    to_json,
+)
+
+Event = Literal[
+    "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "verdict",
+    "merge_intent", "merge", "gain", "note", "stopped", "finished",
+]
+Clock = Callable[[], datetime.datetime]
+
+
+def utc_now() -> datetime.datetime:
+    return datetime.datetime.now(datetime.UTC)
+
+
+@dataclass(slots=True)
+class Attempt:
+    """Everything known of one proposal."""
+
+    proposal: Proposal
+    number: int
+    candidate: Candidate | None = None
+    preflight: Preflight | None = None
+    runs: list[Run] = field(default_factory=list)
+    verdict: Verdict | None = None
+    merge: Merge | None = None
+    started: str = ""
+    ended: str = ""
+
+
+@dataclass(slots=True)
+class State:
+    """What the ledger says. A view: rebuilt by replay, never stored."""
+
+    campaign: dict[str, Any] = field(default_factory=dict)
+    """Data of the ``started`` event."""
+    phase: Literal["new", "running", "stopped", "finished"] = "new"
+    tip: str = ""
+    attempts: dict[str, Attempt] = field(default_factory=dict)
+    runs: dict[str, Run] = field(default_factory=dict)
+    results: dict[str, Result] = field(default_factory=dict)
+    merges: list[Merge] = field(default_factory=list)
+    pending_merge: Merge | None = None
+    gain: Gain | None = None
+    notes: list[str] = field(default_factory=list)
+    first_time: str = ""
+    last_time: str = ""
+
+    @property
+    def open_runs(self) -> list[Run]:
+        """Runs that were started and never finished: lost, or still alive."""
+        return [run for name, run in self.runs.items() if name not in self.results]
+
+    @property
+    def device_seconds(self) -> float:
+        """Seconds that jobs held a device slot."""
+        return sum(result.seconds for result in self.results.values())
+
+    @property
+    def usd(self) -> float:
+        return sum(attempt.proposal.cost.usd for attempt in self.attempts.values())
+
+    @property
+    def refused(self) -> list[Attempt]:
+        return [a for a in self.attempts.values() if a.verdict and a.verdict.outcome != "accepted"]
+
+    def apply(self, event: str, data: dict[str, Any], time: str) -> None:
+        """Advance by one event. Pure: no clock, no disk."""
+        self.first_time = self.first_time or time
+        self.last_time = time
+        if event == "started":
+            self.campaign, self.phase = data, "running"
+            self.tip = self.tip or str(data["start"])
+        elif event == "proposal":
+            proposal = from_json(Proposal, data)
+            known = self.attempts.get(proposal.id)
+            if known:  # repaired
+                known.proposal = proposal
+            else:
+                self.attempts[proposal.id] = Attempt(proposal, len(self.attempts) + 1, started=time)
+        elif event == "candidate":
+            candidate = from_json(Candidate, data)
+            attempt = self.attempts[candidate.id]
+            attempt.candidate, attempt.preflight = candidate, None
+        elif event == "preflight":
+            preflight = from_json(Preflight, data)
+            self.attempts[preflight.candidate].preflight = preflight
+        elif event == "run_started":
+            run = from_json(Run, data)
+            self.runs[run.id] = run
+            self.results.pop(run.id, None)
+            if run.candidate in self.attempts:
+                runs = self.attempts[run.candidate].runs
+                if all(known.id != run.id for known in runs):
+                    runs.append(run)
+        elif event == "run_finished":
+            result = from_json(Result, data)
+            self.results[result.id] = result
+        elif event == "verdict":
+            verdict = from_json(Verdict, data)
+            judged = self.attempts[verdict.candidate]
+            judged.verdict, judged.ended = verdict, time
+        elif event == "merge_intent":
+            self.pending_merge = from_json(Merge, data)
+        elif event == "merge":
+            merge = from_json(Merge, data)
+            self.merges.append(merge)
+            self.attempts[merge.candidate].merge = merge
+            self.tip, self.pending_merge = merge.new_tip, None
+        elif event == "gain":
+            self.gain = from_json(Gain, data)
+        elif event == "note":
+            self.notes.append(str(data["text"]))
+        elif event in ("stopped", "finished"):
+            self.phase = "stopped" if event == "stopped" else "finished"
+
+
+class Ledger:
+    """Append-only journal on disk with its replayed State. One writer; any number of readers may replay the file."""
+
+    def __init__(self, path: Path, clock: Clock = utc_now) -> None:
+        """Open or create ``path``; cut a torn last line. Raises UserError when a line before it is unreadable."""
+        self.path, self._clock = path, clock
+        path.parent.mkdir(parents=True, exist_ok=True)
+        whole = _whole_bytes(path)
+        self._file = path.open("ab", buffering=0)  # a buffer would write what a full disk refused a second time
+        if whole < path.stat().st_size:
+            self._file.truncate(whole)
+        self.state, self._count = replay(path)
+
+    def append(self, event: Event, data: Any) -> None:
+        """Write one event to disk (fsync), then apply it. ``data`` is a record or a JSON object.
+
+        Raises UserError when the disk is full; the ledger then still ends in a whole line.
+        """
+        plain = data if isinstance(data, dict) else to_json(data)
+        time = self._clock().isoformat(timespec="milliseconds")
+        line = json.dumps({"n": self._count, "t": time, "event": event, "data": plain}, allow_nan=True)
+        rest = memoryview(line.encode() + b"\n")
+        size = self.path.stat().st_size
+        try:
+            while rest:
+                rest = rest[self._file.write(rest):]
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            os.truncate(self.path, size)
+            raise UserError(f"Cannot write {self.path}: {error.strerror}.",
+                            "Free some disk (`ratchet gc` removes old runs), then run the same command again."
+                            ) from error
+        self._count += 1
+        self.state.apply(event, plain, time)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def replay(path: Path) -> tuple[State, int]:
+    """(state, number of events) of a ledger that another process may be writing."""
+    state, count = State(), 0
+    for event, data, time in events(path):
+        count += 1
+        try:
+            state.apply(event, data, time)
+        except (ValueError, KeyError, TypeError) as error:
+            raise _damaged(path, count, f"{type(error).__name__} in a {event} event") from error
+    return state, count
+
+
+def events(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
+    """(event, data, time) of each whole line. Raises UserError on a damaged line."""
+    if not path.exists():
+        return
+    with path.open("rb") as file:
+        for number, line in enumerate(file, start=1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                entry = json.loads(line)
+                yield str(entry["event"]), entry["data"], str(entry["t"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise _damaged(path, number, str(error)) from error
+
+
+def _damaged(path: Path, number: int, what: str) -> UserError:
+    return UserError(f"{path} line {number} is damaged ({what}).",
+                     "Restore the file from a backup, or start a new run with --name.")
+
+
+def _whole_bytes(path: Path) -> int:
+    """Length of the file up to and including its last newline."""
+    if not path.exists():
+        return 0
+    data = path.read_bytes()
+    return data.rfind(b"\n") + 1

@@ -1,0 +1,172 @@
+"""Measure: a Run of a tree on a slot -> the sandbox's Result. Also the slots: which device is busy with what."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent.git import matches
+from agent.ledger import State
+from agent.records import Purpose, Result, Run
+from agent.site import SPLITS, Site
+from sandbox.engine import LocalEngine
+from sandbox.job import Batches, Evaluation, Job, Limits, Progress, read_progress
+from sandbox.view import inner_device
+
+POLL_SECONDS = 0.2
+
+
+def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: int, device: str,
+            candidate: str | None, known: set[str]) -> Run:
+    """A run with an id that says what it is: ``<tree>-s<seed>-n<steps>``, with a counter when it is a repeat."""
+    stem = f"{commit_tree[:12]}-{'preflight' if purpose == 'preflight' else f's{seed}-n{steps}'}"
+    name, count = stem, 1
+    while name in known:
+        count += 1
+        name = f"{stem}.{count}"
+    splits = {"preflight": (), "final": ("final",)}.get(purpose, ("val", "confirm"))
+    return Run(name, purpose, commit_tree, seed, steps, device, f"jobs/{name}", candidate, splits)
+
+
+def compile_cache(site: Site, state: State) -> Path | None:
+    """Compiled kernels left by the first incumbent's first run, which every later run may start from."""
+    for run in state.runs.values():
+        place = site.folder / run.folder / "compile_cache"
+        if keeps_cache(site, state, run) and run.id in state.results and place.exists():
+            return place
+    return None
+
+
+def keeps_cache(site: Site, state: State, run: Run) -> bool:
+    """Whether ``run`` may leave its compiled kernels to others: on a GPU, and only for the owner's own commit."""
+    return (run.purpose == "baseline" and run.device != "cpu" and run.seed == site.config.seeds.first
+            and not state.merges and not state.campaign.get("previous"))
+
+
+def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, cache: Path | None = None,
+           keep_cache: bool = False) -> Job:
+    """The sandbox's job for ``run``. With ``incumbent`` it is a tiny run of both trees in lock step (preflight)."""
+    config, data = site.config, site.data
+    batches = None
+    if config.train.served and data is not None:
+        batches = Batches(str(data.folder / "train.bin"), data.rows, data.sequence, data.vocab)
+    limits = config.limits
+    return Job(
+        id=run.id, source=str(source), command=_command(site, run, config.train.command), seed=run.seed,
+        steps=run.steps, preset=config.preset, kind="twin" if incumbent else "train",
+        twin_source=str(incumbent or ""), device=run.device, threads=config.train.threads, batches=batches,
+        data=tuple(str((source / folder).resolve()) for folder in config.train.data),
+        hidden=(*data.hidden, *(str(data.folder / f"{name}.bin") for name in SPLITS)) if data else (),
+        environment=dict(config.train.environment),
+        evaluation=None if run.purpose == "preflight" else _evaluation(site, run, source),
+        limits=Limits(limits.wall_seconds, limits.memory_mb, limits.processes, limits.log_mb, limits.scratch_mb,
+                      limits.weights_mb),
+        compile_cache=str(cache or ""), keep_compile_cache=keep_cache and cache is None,
+        check=run.purpose == "preflight", max_level=site.level)
+
+
+def _command(site: Site, run: Run, text: str) -> tuple[str, ...]:
+    """argv of a command line of the config. ``{out}`` is left to the sandbox, which alone knows the box."""
+    budget = site.config.budget
+    values = {"seed": str(run.seed), "steps": str(run.steps), "seconds": f"{budget.amount:g}",
+              "preset": site.config.preset, "device": inner_device(run.device)}
+    words = shlex.split(text)
+    for name, value in values.items():
+        words = [word.replace("{" + name + "}", value) for word in words]
+    return tuple(words)
+
+
+def _evaluation(site: Site, run: Run, source: Path) -> Evaluation:
+    """Where the number comes from, by tier. The sealed tier never shows the splits to any box."""
+    evaluate, data = site.config.evaluate, site.data
+    command = _command(site, run, evaluate.command)
+    if evaluate.tier == "sealed" and data is not None:
+        return Evaluation(
+            "sealed", command, {name: str(data.folder / f"{name}.bin") for name in SPLITS if name in run.splits},
+            str(data.folder / "token_bytes.npy"), evaluate.rows, evaluate.audit, wall_seconds=evaluate.seconds)
+    overlay = str(_protected_files(site)) if evaluate.tier == "protected" else ""
+    return Evaluation(evaluate.tier, command, pattern=evaluate.pattern, overlay=overlay, wall_seconds=evaluate.seconds)
+
+
+def _protected_files(site: Site) -> Path:
+    """The protected files of the start commit in a folder of their own: they are laid over the candidate's source."""
+    whole = site.source(site.start)
+    place = site.folder / "source" / "protected"
+    if not place.exists():
+        partial = place.with_name("protected.new")
+        for path in sorted(whole.rglob("*")):
+            name = path.relative_to(whole)
+            if path.is_file() and matches(str(name), site.config.source.protected):
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                (partial / name).write_bytes(path.read_bytes())
+        partial.mkdir(parents=True, exist_ok=True)
+        partial.rename(place)
+    return place
+
+
+@dataclass(slots=True)
+class Slot:
+    """A device that runs one job at a time."""
+
+    device: str
+    run: Run | None = None
+
+
+class Slots:
+    """The devices of this machine and the jobs on them. One job a slot; whoever asks waits here, nowhere else."""
+
+    def __init__(self, site: Site, engine: LocalEngine) -> None:
+        self._site, self._engine = site, engine
+        self._slots = [Slot(device) for device in site.devices]
+
+    @property
+    def busy(self) -> list[Run]:
+        return [slot.run for slot in self._slots if slot.run]
+
+    def free(self, device: str = "") -> str | None:
+        """A device without a job (the given one, if any), or None."""
+        return next((slot.device for slot in self._slots
+                     if slot.run is None and device in ("", slot.device)), None)
+
+    def start(self, run: Run, job: Job) -> None:
+        """Start ``job`` on a free slot of its device."""
+        slot = next(slot for slot in self._slots if slot.run is None and slot.device == run.device)
+        self._engine.start(self._site.folder / run.folder, job)
+        slot.run = run
+
+    def attach(self, run: Run) -> Result | None:
+        """Take over a job that an earlier ratchet process started. Its result if it has ended, as lost if need be;
+        so it is ended when no slot is free for it."""
+        folder = self._site.folder / run.folder
+        slot = next((slot for slot in self._slots if slot.run is None and slot.device == run.device), None)
+        result = self._engine.poll(folder)
+        if result is None and slot is None:
+            self._engine.stop(folder)
+            result = self._engine.poll(folder)
+        if result is None and slot is not None:
+            slot.run = run
+        return result
+
+    def wait(self, seconds: float) -> list[tuple[Run, Result]]:
+        """Jobs that ended, waiting at most ``seconds`` for the first."""
+        deadline = time.monotonic() + seconds
+        while True:
+            ended: list[tuple[Run, Result]] = []
+            for slot in self._slots:
+                result = self._engine.poll(self._site.folder / slot.run.folder) if slot.run else None
+                if slot.run and result is not None:
+                    ended.append((slot.run, result))
+                    slot.run = None
+            if ended or time.monotonic() >= deadline:
+                return ended
+            time.sleep(POLL_SECONDS)
+
+    def stop(self, runs: list[Run]) -> None:
+        """Ask the sandbox to end these jobs; they then end with fault infra."""
+        for run in runs:
+            self._engine.stop(self._site.folder / run.folder)
+
+    def progress(self) -> list[tuple[Run, Progress | None]]:
+        return [(run, read_progress(self._site.folder / run.folder)) for run in self.busy]

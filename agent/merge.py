@@ -1,0 +1,172 @@
+"""Merge exactly what was measured, or keep what was refused with its reason.
+
+All rules of a merge: the verdict is ``accepted`` and is the candidate's own; the candidate stands on the tip; the new
+commit's tree is the candidate's tree; the branch is linear, one commit a merge; the ref moves by compare-and-swap.
+``prepare_merge`` makes the commit object and moves nothing; the caller writes the intent; ``complete_merge`` moves
+the ref, and may be done again after a crash.
+"""
+
+from __future__ import annotations
+
+import datetime
+import re
+import textwrap
+from dataclasses import dataclass
+from pathlib import Path
+
+from agent import git
+from agent.records import Candidate, Merge, Proposal, Tier, Verdict
+
+REFUSED = "refs/ratchet/refused/"
+SUBJECT_WIDTH, BODY_WIDTH = 72, 80
+_BREAKS_MAIL = re.compile(r"^(?:---|diff -|Index: |>?From |#)")
+"""Starts of lines at which git ends a message or drops a line when it reads it back from a patch."""
+
+
+class MergeRefused(Exception):
+    """A merge that would break a rule above. The caller's mistake or a lost race, never the patch's fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Conditions:
+    """Under what the candidate was measured: what its commit says besides the verdict."""
+
+    metric: str
+    direction: str
+    budget: str
+    """As a person would say it: ``300 charged_steps``."""
+    device: str
+    isolation: int
+    tier: Tier
+    device_seconds: float
+    """Seconds that this candidate's jobs held a device."""
+    gpu: bool
+    campaign: str
+    """Name of the run; with the candidate's id it is the Run-Id."""
+
+
+def message(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> str:
+    """Commit message of a merge: subject, hypothesis, what was seen, trailers."""
+    return _compose(subject(proposal.title), [proposal.hypothesis, _seen(verdict, conditions)],
+                    _trailers(proposal, verdict, conditions))
+
+
+def prepare_merge(
+    repo: Path, candidate: Candidate, proposal: Proposal, verdict: Verdict, old_tip: str, conditions: Conditions,
+    when: datetime.datetime | None = None,
+) -> Merge:
+    """The merge commit as an object; no ref moves. Raises MergeRefused when a rule would break."""
+    if verdict.outcome != "accepted" or verdict.candidate != candidate.id or proposal.id != candidate.id:
+        raise MergeRefused(f"the verdict on {verdict.candidate} is {verdict.outcome}: no merge of {candidate.id}")
+    if candidate.base != old_tip:
+        raise MergeRefused(f"{candidate.id} stands on {candidate.base[:12]}, the tip is {old_tip[:12]}")
+    if git.resolve(repo, candidate.head, "tree") != candidate.tree:
+        raise MergeRefused(f"the commit of {candidate.id} does not hold the tree that was measured")
+    text = message(proposal, verdict, conditions)
+    commit = git.commit_tree(repo, candidate.tree, (old_tip,), text, when)
+    return Merge(candidate.id, old_tip, commit, candidate.tree, text.split("\n", 1)[0])
+
+
+def complete_merge(repo: Path, merge: Merge, ref: str = git.ACCEPTED) -> None:
+    """Move ``ref`` from the old tip to the new one. Done already: success. Raises git.RefMoved when it is elsewhere."""
+    if git.resolve(repo, merge.new_tip, "tree") != merge.tree:
+        raise MergeRefused(f"{merge.new_tip[:12]} does not hold the tree that was measured")
+    try:
+        git.update_ref(repo, ref, merge.new_tip, merge.old_tip)
+    except git.RefMoved as error:
+        if error.actual != merge.new_tip:
+            raise
+
+
+def refuse(
+    repo: Path, candidate: Candidate, proposal: Proposal, verdict: Verdict, campaign: str,
+    when: datetime.datetime | None = None,
+) -> str:
+    """Keep a refused candidate as ``refs/ratchet/refused/<id>``, whose message says why, and drop its branch.
+
+    Returns the ref. May be done again after a crash.
+    """
+    ref = f"{REFUSED}{candidate.id}"
+    if git.resolve(repo, ref) is None:
+        trailers = {"Outcome": verdict.outcome, "Stage": verdict.stage, "Fault": verdict.fault or "",
+                    "Effect": _effect(verdict), "Pairs": str(len(verdict.pairs)) if verdict.pairs else "",
+                    "Proposer": _proposer(proposal), "Run-Id": f"{campaign}/{candidate.id}"}
+        reason = f"{verdict.outcome.capitalize()} at {verdict.stage}: {verdict.reason}"
+        text = _compose(subject(proposal.title), [proposal.hypothesis, reason], trailers)
+        commit = git.commit_tree(repo, candidate.tree, (candidate.base,), text, when)
+        git.update_ref(repo, ref, commit, "")
+    branch = f"refs/heads/{candidate.branch}"
+    if git.resolve(repo, branch) is not None:
+        git.update_ref(repo, branch, "", None)
+    return ref
+
+
+def subject(title: str) -> str:
+    """The title as a subject line: one line, a capital letter, no full stop, at most 72 characters."""
+    line = _one_line(title).rstrip(".") or "Change the training code"
+    line = line[0].upper() + line[1:]
+    return textwrap.shorten(line, SUBJECT_WIDTH, placeholder=" ...") if len(line) > SUBJECT_WIDTH else line
+
+
+def _seen(verdict: Verdict, conditions: Conditions) -> str:
+    """What the measurement showed, in words."""
+    estimate = verdict.estimate
+    if estimate is None:
+        return verdict.reason
+    gain = estimate.effect < 0 if conditions.direction == "min" else estimate.effect > 0
+    effects = ", ".join(f"{pair.effect(estimate.split):+.4f}" for pair in verdict.pairs
+                        if estimate.split in pair.candidate and estimate.split in pair.incumbent)
+    each = f" Seed by seed: {effects}." if effects else ""
+    return (f"Measured: {conditions.metric} {'better' if gain else 'worse'} by {abs(estimate.effect):.4f} on "
+            f"{estimate.split}, {estimate.confidence:.0%} interval {estimate.low:+.4f} to {estimate.high:+.4f}, "
+            f"{estimate.pairs} pairs.{each} {verdict.reason}")
+
+
+def _trailers(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> dict[str, str]:
+    """Trailers in the order they are shown. On a CPU the GPU-seconds are 0 and Device-seconds tell the time."""
+    evidence = "; ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
+                         for key, value in verdict.evidence.items())
+    seconds = f"{conditions.device_seconds:.1f}"
+    return {
+        "Metric": f"{conditions.metric} ({conditions.direction})",
+        "Effect": _effect(verdict) or "not estimated",
+        "Pairs": str(len(verdict.pairs)),
+        "Seeds": " ".join(str(pair.seed) for pair in verdict.pairs) or "none",
+        "Evidence": evidence or verdict.reason,
+        "Budget": conditions.budget, "Device": conditions.device, "Isolation": f"level {conditions.isolation}",
+        "Tier": conditions.tier,
+        "GPU-seconds": seconds if conditions.gpu else "0",
+        "Device-seconds": "" if conditions.gpu else seconds,
+        "Cost-USD": f"{proposal.cost.usd:.4f}",
+        "Proposer": _proposer(proposal),
+        "Run-Id": f"{conditions.campaign}/{verdict.candidate}",
+    }
+
+
+def _effect(verdict: Verdict) -> str:
+    estimate = verdict.estimate
+    if estimate is None:
+        return ""
+    return (f"{estimate.effect:+.5f} ({estimate.confidence:.0%} CI {estimate.low:+.5f}..{estimate.high:+.5f}, "
+            f"{estimate.split})")
+
+
+def _proposer(proposal: Proposal) -> str:
+    return f"{proposal.author} ({proposal.source})" if proposal.source else proposal.author
+
+
+def _compose(head: str, paragraphs: list[str], trailers: dict[str, str]) -> str:
+    """Subject, wrapped paragraphs, and a last paragraph of the trailers that have a value."""
+    body = [wrapped for text in paragraphs for part in re.split(r"\n\s*\n", text) if (wrapped := _wrapped(part))]
+    lines = [f"{key}: {_one_line(value)}" for key, value in trailers.items() if value.strip()]
+    return "\n\n".join([head, *body, "\n".join(lines)]) + "\n"
+
+
+def _wrapped(text: str) -> str:
+    lines = textwrap.wrap(_one_line(text), BODY_WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(f" {line}" if _BREAKS_MAIL.match(line) else line for line in lines)
+
+
+def _one_line(text: str) -> str:
+    """White space as single spaces; what does not print (a model's text may hold anything) as ``?``."""
+    return "".join(letter if letter.isprintable() else "?" for letter in " ".join(text.split()))

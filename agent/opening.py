@@ -1,0 +1,233 @@
+"""Opening a campaign: a new one, the unfinished one again, or the next one from a finished one's tip."""
+
+from __future__ import annotations
+
+import datetime
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from agent import __version__, git, proposers, queue_patches, resources, runs, site
+from agent.config import Config
+from agent.errors import UserError
+from agent.ledger import Clock, Ledger, State, replay
+from agent.propose import Proposer
+from agent.screen import Observer
+from agent.site import Origin, Site
+from sandbox import box
+from sandbox.view import interpreter_roots
+
+OWN = {"lock", "ledger.jsonl", "repo.git", "source", "jobs"}
+"""What may lie in the folder of a run that was never opened to its end."""
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user asked for on the command line."""
+
+    repo: Path | None
+    """None: the target that comes with ratchet."""
+    preset: str = ""
+    name: str = ""
+    proposer: str = ""
+    """"", "llm", "ideas" or "queue"."""
+    patches: tuple[Path, ...] = ()
+    budget_runs: int | None = None
+    until: str | None = None
+    seed: int = 0
+    slots: int | None = None
+    max_level: int = 3
+    runs: Path = Path("runs")
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """An open campaign: its fixed facts, its memory, and where its ideas come from."""
+
+    site: Site
+    ledger: Ledger
+    proposer: Proposer
+    until: datetime.datetime | None
+    budget_runs: int | None
+
+
+def choose_folder(options: Options, clock: Clock) -> tuple[Path, Path | None]:
+    """(the campaign's folder, the finished campaign it goes on from or None). Raises UserError for a taken name."""
+    folder_of_runs = options.runs.resolve()
+    target = str(_target(options).resolve())
+    kind = "queue" if options.proposer == "queue" else "run"
+    named = folder_of_runs / runs.check_name(options.name) if options.name else None
+    if named is not None and (named / "ledger.jsonl").exists():
+        state, _ = replay(named / "ledger.jsonl")
+        if state.phase == "finished":
+            raise UserError(f"Run {options.name} is finished.",
+                            "Leave out --name: the next run goes on from its accepted tip.")
+        if state.campaign and state.campaign["target"] != target:
+            raise UserError(f"Run {options.name} is on another target ({state.campaign['target']}).",
+                            "Choose another --name.")
+        if _failed_at_start(state):
+            raise UserError(f"Run {options.name} ended because its target itself fails to train.",
+                            "Mend the target, commit, and choose another --name.")
+        return named, None
+    if named is not None and named.is_dir() and {path.name for path in named.iterdir()} - OWN:
+        raise UserError(f"{named} holds files that are no run's.", "Choose another --name.")
+    known = runs.names(folder_of_runs)
+    fresh = named or folder_of_runs / runs.new_name(set(known), clock)
+    for name in reversed([] if named else known):
+        state, _ = replay(folder_of_runs / name / "ledger.jsonl")
+        if state.campaign.get("target") != target:
+            continue
+        same_kind = ("queue" if state.campaign["proposer"] == "queue" else "run") == kind
+        if state.phase == "finished":  # its tip may be that of a run before it
+            return fresh, folder_of_runs / name if state.tip != state.campaign["origin"] else None
+        if same_kind and _same_wish(options, state) and not _failed_at_start(state):
+            return folder_of_runs / name, None
+    return fresh, None
+
+
+def open_campaign(options: Options, folder: Path, continued: Path | None, observer: Observer, clock: Clock) -> Opened:
+    """Open ``folder``: go on where its ledger stops, or start it. Raises UserError for what the user must mend."""
+    until, budget_runs = site.until_time(options.until, clock()), options.budget_runs
+    for root in (Path("/usr"), *interpreter_roots()):
+        if folder.resolve().is_relative_to(root):
+            raise UserError(f"{folder} lies under {root}, which every box can read.", "Give a --runs folder elsewhere.")
+    gpus = site.gpu_count()
+    ledger = Ledger(folder / "ledger.jsonl", clock)
+    if ledger.state.campaign:
+        place = _reopen(options, folder, ledger.state, gpus, observer)
+        observer.note(f"going on with run {folder.name}: {len(ledger.state.attempts)} attempts, "
+                      f"{len(ledger.state.merges)} merged so far")
+        until, budget_runs = _limits(ledger.state, until, budget_runs, clock(), observer)
+        facts = ledger.state.campaign
+    else:
+        for left in ("repo.git", "source", "jobs"):  # of a process that was killed while it opened the run
+            shutil.rmtree(folder / left, ignore_errors=True)
+        place, facts = _start(options, folder, continued, gpus, observer)
+    ledger.append("started", facts | {
+        "level": int(box.probe(place.level)), "devices": list(place.devices), "slots": len(place.devices),
+        "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
+    return Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs)
+
+
+def _limits(state: State, until: datetime.datetime | None, budget_runs: int | None, now: datetime.datetime,
+            observer: Observer) -> tuple[datetime.datetime | None, int | None]:
+    """(time, runs) to stop at: those given now, else those that the run was started with."""
+    before = str(state.campaign.get("until") or "")
+    if until is None and before:
+        until = datetime.datetime.fromisoformat(before)
+        if until <= now:
+            observer.note(f"the time to stop at ({before}) has passed: give another --until, or stop it with Ctrl-C")
+            until = None
+    return until, budget_runs or state.campaign.get("budget_runs")
+
+
+def _start(options: Options, folder: Path, continued: Path | None, gpus: int,
+           observer: Observer) -> tuple[Site, dict[str, Any]]:
+    """(site, data of the ``started`` event) of a new campaign."""
+    target = _target(options)
+    origin = site.locate(target, packaged=options.repo is None)
+    tip = ""
+    if continued is not None:
+        before, _ = replay(continued / "ledger.jsonl")
+        tip = _tip_to_continue(before, origin, observer)
+    if origin.toplevel and git.is_dirty(git.locate(target)):
+        observer.note("the target has uncommitted changes: they are left alone and not used; "
+                      f"the run starts from commit {origin.start[:12]}")
+    origin = site.clone(origin, folder, continued if tip else None, tip)
+    if origin.previous:
+        observer.note(f"the last run, {origin.previous}, is finished: this one starts from its accepted tip "
+                      f"{origin.start[:12]}")
+    place = _site(options, folder, origin, options.preset, gpus, observer)
+    config = place.config
+    if not config.train.served and "{seed}" not in config.train.command:
+        observer.note("train.command takes no {seed}: pairs repeat one seed, if the target fixes one, "
+                      "and do not share any noise if it does not")
+    chosen = "queue" if options.proposer == "queue" else proposers.choose(_wanted(options), config.model).kind
+    return place, {
+        "name": folder.name, "target": str(target.resolve()), "target_name": config.name or target.resolve().name,
+        "toplevel": origin.toplevel, "prefix": origin.prefix, "origin": origin.start if not tip else
+        before.campaign.get("origin", before.campaign["start"]), "start": origin.start, "preset": config.preset,
+        "seed": options.seed, "proposer": chosen, "patches": [str(path.resolve()) for path in options.patches],
+        "metric": config.metric.name, "direction": config.metric.direction, "tier": config.evaluate.tier,
+        "unit": config.budget.unit, "amount": config.budget.amount,
+        "steps": _tip_steps(before, config) if tip else _steps(config),
+        "device": place.devices[0], "corpus": place.data.corpus if place.data else "",
+        "config": config.model_dump(mode="json"), "version": __version__, "previous": origin.previous}
+
+
+def _reopen(options: Options, folder: Path, state: State, gpus: int, observer: Observer) -> Site:
+    facts = state.campaign
+    origin = Origin(Path(facts["target"]), facts["toplevel"], facts["prefix"], facts["start"], facts["previous"])
+    if git.resolve(folder / "repo.git", git.ACCEPTED) is None:
+        raise UserError(f"{folder / 'repo.git'} is gone or damaged.", "Start a new run:  ratchet run --name NEW")
+    place = _site(options, folder, origin, facts["preset"], gpus, observer)
+    if (place.data.corpus if place.data else "") != facts["corpus"]:
+        raise UserError("The prepared data differ from those that this run was measured on.",
+                        "Scores would not compare; start a new run:  ratchet run --name NEW")
+    return place
+
+
+def _site(options: Options, folder: Path, origin: Origin, preset: str, gpus: int, observer: Observer) -> Site:
+    config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, gpus)
+    draft = Site(folder, origin.prefix, origin.start, config, None, site.find_devices(config, options.slots),
+                 options.max_level, options.seed)
+    data = site.prepare(config, draft.source(origin.start), options.runs.resolve() / ".data", observer.phase)
+    return Site(folder, origin.prefix, origin.start, config, data, draft.devices, options.max_level, options.seed)
+
+
+def _proposer(options: Options, place: Site, state: State, observer: Observer) -> Proposer:
+    done = {attempt.proposal.source for attempt in state.attempts.values()}
+    if state.campaign["proposer"] == "queue":
+        files = [Path(name) for name in state.campaign["patches"]]
+        return queue_patches.PatchQueue(queue_patches.read_patches(files), done)
+    choice = proposers.choose(_wanted(options), place.config.model)
+    observer.note(choice.note)
+    if choice.kind == "ideas" and options.repo is not None and not options.proposer:
+        observer.note("the idea book is written for the target that comes with ratchet: on another repository most of "
+                      "its cards will not fit; name a model, or judge patches of yours with `ratchet try`")
+    return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done)
+
+
+def _wanted(options: Options) -> proposers.Wanted:
+    return "llm" if options.proposer == "llm" else "ideas" if options.proposer == "ideas" else "auto"
+
+
+def _target(options: Options) -> Path:
+    return options.repo if options.repo is not None else resources.default_target()
+
+
+def _failed_at_start(state: State) -> bool:
+    """Whether the incumbent's own run failed: the target must be mended, so there is nothing to go on with."""
+    return not state.merges and any(
+        run.purpose == "baseline" and run.id in state.results and state.results[run.id].fault not in (None, "infra")
+        for run in state.runs.values())
+
+
+def _same_wish(options: Options, state: State) -> bool:
+    """Whether an unfinished campaign is what the user asks for again."""
+    patches = [str(path.resolve()) for path in options.patches]
+    return (not options.preset or options.preset == state.campaign["preset"]) and (
+        not patches or patches == state.campaign["patches"])
+
+
+def _tip_to_continue(before: State, origin: Origin, observer: Observer) -> str:
+    """The finished campaign's tip when it started from the user's present commit; empty when the user moved on."""
+    if origin.toplevel and before.campaign.get("origin", before.campaign["start"]) != origin.start:
+        observer.note(f"the target has new commits since the last run: this one starts from {origin.start[:12]}")
+        return ""
+    return before.tip
+
+
+def _tip_steps(before: State, config: Config) -> int:
+    """Steps that the tip of a finished campaign was charged, so that a new night grants it no more."""
+    start = before.campaign
+    if (start["preset"], start["amount"], start["unit"]) != (config.preset, config.budget.amount, config.budget.unit):
+        return _steps(config)
+    runs_ = before.attempts[before.merges[-1].candidate].runs if before.merges else []
+    return next((r.steps for r in reversed(runs_) if r.purpose == "pair"), int(start["steps"]))
+
+
+def _steps(config: Config) -> int:
+    """Steps of the first incumbent's runs; 0 where the command counts for itself."""
+    return int(config.budget.amount) if config.budget.unit in ("steps", "charged_steps") else 0

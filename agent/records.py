@@ -1,0 +1,211 @@
+"""The records that pass from room to room. Frozen; each goes to JSON and back unchanged (``to_json``, ``from_json``).
+
+Effects are candidate minus incumbent in the metric's unit (bits per byte by default), so for a metric that is
+minimised a negative effect is better. Every attempt ends in exactly one Verdict.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass, field
+from typing import Any, Literal, TypeVar
+
+from pydantic import TypeAdapter
+
+from sandbox.job import Fault, Result, Tier
+
+Author = Literal["llm", "ideas", "search", "human"]
+Stage = Literal["propose", "patch", "preflight", "measure", "judge", "merge"]
+Outcome = Literal["accepted", "rejected", "inconclusive"]
+Purpose = Literal["baseline", "preflight", "pair", "final"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Replace the one place in ``path`` that reads ``search``. An empty ``search`` creates a new file."""
+
+    path: str
+    search: str
+    replace: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one proposal cost at a model endpoint."""
+
+    usd: float = 0.0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    calls: int = 0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """An idea with its edits against ``base``. ``diff`` replaces ``edits`` when a person hands in a patch file."""
+
+    id: str
+    base: str
+    title: str
+    hypothesis: str
+    author: Author
+    edits: tuple[Edit, ...] = ()
+    diff: str = ""
+    direction: str = ""
+    reference: str = ""
+    expected_effect: float | None = None
+    cost: Cost = Cost()
+    source: str = ""
+    """Where it came from: model name, card id, or patch file."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patch:
+    """What the edits come to on ``base``: the diff that git makes of the two trees."""
+
+    diff: str
+    files: tuple[str, ...]
+    added: int
+    removed: int
+    content_hash: str
+    """sha256 of the resulting tree's blobs."""
+    normalised_hash: str
+    """sha256 of the diff without blank lines, comments, white space and line numbers: equal means duplicate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A patch on a branch of the campaign's own clone. ``tree`` is what is measured and what may be merged."""
+
+    id: str
+    branch: str
+    base: str
+    head: str
+    tree: str
+    patch: Patch
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """One job on behalf of a tree. ``folder`` is relative to the campaign's folder."""
+
+    id: str
+    purpose: Purpose
+    tree: str
+    seed: int
+    steps: int
+    device: str
+    folder: str
+    candidate: str | None = None
+    splits: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Pair:
+    """Incumbent and candidate on one seed. Scores by split; a candidate that failed has a fault instead."""
+
+    seed: int
+    incumbent: dict[str, float]
+    candidate: dict[str, float]
+    incumbent_run: str
+    candidate_run: str
+    fault: Fault | None = None
+
+    def effect(self, split: str) -> float:
+        """Candidate minus incumbent on ``split``."""
+        return self.candidate[split] - self.incumbent[split]
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A mean paired effect with its two-sided confidence interval."""
+
+    split: str
+    effect: float
+    low: float
+    high: float
+    pairs: int
+    sd: float
+    """Standard deviation used for one pair (the observed one, or the floor if that is larger)."""
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """How an attempt ended, and why. ``evidence`` is the judge's own account (statistic, threshold, rule)."""
+
+    candidate: str
+    outcome: Outcome
+    stage: Stage
+    reason: str
+    fault: Fault | None = None
+    estimate: Estimate | None = None
+    pairs: tuple[Pair, ...] = ()
+    evidence: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Merge:
+    """The accepted branch moved from ``old_tip`` to ``new_tip`` (a commit of exactly the measured ``tree``)."""
+
+    candidate: str
+    old_tip: str
+    new_tip: str
+    tree: str
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Preflight:
+    """What the tiny run said before a full run was spent."""
+
+    candidate: str
+    ok: bool
+    reason: str
+    fault: Fault | None = None
+    ratio: float = 1.0
+    """Step cost relative to the incumbent, measured in lock step."""
+    steps: int = 0
+    """Charged steps granted for the full run."""
+    seconds: float = 0.0
+    log_tail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Gain:
+    """Start of the campaign against its tip, on the sealed final split and fresh seeds."""
+
+    metric: str
+    split: str
+    effect: float
+    low: float
+    high: float
+    pairs: tuple[Pair, ...] = ()
+    start: float | None = None
+    tip: float | None = None
+
+
+__all__ = [
+    "Author", "Candidate", "Cost", "Edit", "Estimate", "Fault", "Gain", "Merge", "Outcome", "Pair", "Patch",
+    "Preflight", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Verdict", "from_json", "to_json",
+]
+
+
+@functools.cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    return TypeAdapter(kind)
+
+
+def to_json(record: Any) -> Any:
+    """Plain JSON values of a record."""
+    kind: Any = type(record)
+    return _adapter(kind).dump_python(record, mode="json")
+
+
+def from_json(kind: type[T], value: Any) -> T:
+    """A record from plain JSON values. Raises pydantic.ValidationError when they do not fit."""
+    key: Any = kind
+    result: T = _adapter(key).validate_python(value)
+    return result
