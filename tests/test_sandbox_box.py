@@ -1,0 +1,192 @@
+"""The box keeps what its level claims. A machine without bubblewrap or namespaces skips, and says so."""
+
+from __future__ import annotations
+
+import os
+import re
+import socket
+import sys
+import uuid
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from sandbox_world import GOOD, World
+
+from sandbox import box as boxes
+from sandbox.box import Level, command, describe, explain, job_uid, probe
+from sandbox.job import Limits
+from sandbox.view import BoxSpec
+
+CANARY = "canary-9f1c"
+
+
+@pytest.fixture
+def world(tmp_path: Path) -> World:
+    return World(tmp_path)
+
+
+@pytest.fixture(params=[3, 2])
+def level(request: pytest.FixtureRequest) -> int:
+    found = explain(request.param)
+    if found.level != request.param:
+        pytest.skip(f"this machine cannot hold level {request.param}: {found.refused.get(Level(request.param))}")
+    return int(request.param)
+
+
+def test_probe_stays_below_what_is_asked_and_says_why() -> None:
+    assert probe(0) is Level.PLAIN
+    found = explain(3)
+    assert found.level in (0, 2, 3) and set(found.refused) == {step for step in (3, 2) if step > found.level}
+    assert "not covered" in describe(0).lower() and "apt install bubblewrap" in describe(0)
+    assert "run as root" in describe(2)
+
+
+def test_probe_refuses_a_box_that_leaks() -> None:
+    fine = {"uid": 1000, "file": 0, "network": 0, "source": 0, "system": 0, "environment": 0, "process": 0,
+            "capabilities": 0}
+    assert boxes._judge(fine, Level.USER, 0) == ""
+    assert "network" in boxes._judge(fine | {"network": 1}, Level.USER, 0)
+    assert "user id" in boxes._judge(fine, Level.ROOT, 20001)
+
+
+def test_nothing_of_the_host_is_in_argv_or_environment(tmp_path: Path, level: int, monkeypatch: pytest.MonkeyPatch
+                                                       ) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    (tmp_path / "box").mkdir()
+    launch = command(BoxSpec(("python", "x.py"), tmp_path, tmp_path / "box", job_uid(0)), Level(level))
+    assert launch.env == {} and CANARY not in " ".join((*launch.wrapper, *launch.options, *launch.inner))
+    assert launch.options.count("--unshare-net") == 1 and "--die-with-parent" in launch.options
+
+
+SPY = r'''
+import glob, os, socket, sys
+def attempt(name, action):
+    try:
+        print(name, "GOT", str(action())[:200])
+    except Exception as error:
+        print(name, "refused", type(error).__name__)
+def everything(root):
+    found = []
+    for place, folders, files in os.walk(root):
+        folders[:] = [name for name in folders if os.path.join(place, name) not in (sys.prefix, sys.base_prefix)]
+        for name in files:
+            try:
+                if os.path.getsize(os.path.join(place, name)) < 4096:
+                    with open(os.path.join(place, name), errors="replace") as file:
+                        found.append(file.read())
+            except OSError:
+                pass
+    return "".join(found)
+attempt("canary", lambda: open(CANARY_FILE).read())
+attempt("passwd", lambda: open("/etc/shadow").read())
+attempt("self", lambda: __import__("pwd").getpwuid(os.getuid()) and None)
+attempt("connect", lambda: socket.create_connection(("127.0.0.1", PORT), 2))
+attempt("udp", lambda: socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"x", ("8.8.8.8", 53)))
+attempt("source", lambda: open("/src/planted.py", "w"))
+attempt("venv", lambda: open(sys.prefix + "/planted.py", "w"))
+attempt("raise", lambda: os.setuid(0))
+attempt("mount", lambda: os.execv("/bin/mount", ["mount", "-o", "remount,rw,bind", "/usr"]) if os.fork() == 0
+        else (_ for _ in ()).throw(OSError("waited")) if os.wait()[1] else "mounted")
+print("processes", sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
+print("users", os.getuid(), "hostname", os.uname().nodename)
+print("environ", b"".join(open(path, "rb").read() for path in glob.glob("/proc/*/environ") if os.access(path, 4)))
+print("walk", "CANARY" if MARK in everything("/tmp") + everything("/etc") + everything("/root") + everything("/home")
+      + everything("/run") + everything("/var") else "nothing")
+'''
+
+
+def test_no_files_network_processes_or_keys_of_the_host(world: World, level: int, monkeypatch: pytest.MonkeyPatch
+                                                        ) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", CANARY)
+    secret = world.folder / "secret.txt"
+    secret.write_text(CANARY, encoding="ascii")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        spy = SPY.replace("CANARY_FILE", repr(str(secret))).replace("PORT", str(server.getsockname()[1]))
+        spy = spy.replace("MARK", f"'{CANARY[:7]}' + '{CANARY[7:]}'")
+        result = world.run(world.job(world.source(spy + GOOD), max_level=level))
+    text = world.log()
+    assert (result.fault, result.level) == (None, level), text
+    assert CANARY not in text and text.count("GOT") == 1 and "self GOT" in text, text
+    assert "walk nothing" in text and "hostname job" in text
+    assert max(eval(re.search(r"processes (\[.*\])", text)[1])) < 20  # type: ignore[index]
+    if level == 3:
+        assert int(re.search(r"users (\d+)", text)[1]) >= boxes.FIRST_UID  # type: ignore[index]
+
+
+def test_hidden_files_are_empty_wherever_they_show(world: World, level: int) -> None:
+    import this as module
+    path = str(module.__file__)
+    look = (f"import glob, os\nprint('size', len(open({path!r}).read()))\n"
+            f"print('bytecode', [os.path.getsize(p) for p in glob.glob({str(Path(path).parent)!r} + "
+            "'/__pycache__/this.*.pyc')])\n"
+            "import sys\nfound = [p for root in ('/usr', '/usr/local', sys.prefix, sys.base_prefix) for p in "
+            "glob.glob(root + '/lib/py*/this.py') if os.path.getsize(p)]\nprint('copies', found)\n")
+    seen = world.run(world.job(world.source(look + GOOD), max_level=level))
+    assert seen.fault is None and "size 0" not in world.log()
+    hidden = world.run(world.job(world.source(look + GOOD), max_level=level, hidden=(path, "/nowhere/x.py")))
+    assert hidden.fault is None, hidden
+    text = world.log()
+    assert "size 0\n" in text and "copies []" in text
+    assert all(size == 0 for size in eval(re.search(r"bytecode (\[.*\])", text)[1]))  # type: ignore[index]
+
+
+def test_many_hidden_files(world: World, level: int) -> None:
+    folder = Path(os.__file__).parent
+    files = sorted(str(path) for path in (folder / "test").glob("test_*.py"))[:150] or sorted(
+        str(path) for path in folder.glob("idlelib/**/*.py"))
+    look = f"print('sizes', sum(len(open(p).read()) for p in {files!r}))\n"
+    result = world.run(world.job(world.source(look + GOOD), max_level=level, hidden=tuple(files)))
+    assert result.fault is None and "sizes 0\n" in world.log()
+    assert result.startup_seconds < 5
+
+
+def test_scratch_is_sized(world: World, level: int) -> None:
+    fill = ("for folder in ('/tmp', '/dev/shm'):\n    try:\n        with open(folder + '/x', 'wb') as file:\n"
+            "            for _ in range(64): file.write(bytes(1 << 20))\n        print('filled')\n"
+            "    except OSError as error: print('full', error.errno)\n")
+    result = world.run(world.job(world.source(fill + GOOD), max_level=level,
+                                 limits=Limits(wall_seconds=20, scratch_mb=16)))
+    assert result.fault is None and world.log().count("full 28") == 2
+
+
+def test_source_that_others_may_not_read_still_runs(world: World, level: int) -> None:
+    source = world.source()
+    for file in source.iterdir():
+        file.chmod(0o600)
+    source.chmod(0o700)
+    assert world.run(world.job(source, max_level=level)).fault is None
+    assert (source / "train.py").stat().st_mode & 0o777 == 0o600
+
+
+def test_data_folder_is_there_and_read_only(world: World, level: int) -> None:
+    data = world.folder / "corpus" / uuid.uuid4().hex
+    data.mkdir(parents=True)
+    (data / "x.txt").write_text("corpus text", encoding="ascii")
+    look = (f"print(open({str(data / 'x.txt')!r}).read())\n"
+            f"try: open({str(data / 'y')!r}, 'w')\nexcept OSError: print('ro')\n")
+    result = world.run(world.job(world.source(look + GOOD), max_level=level, data=(str(data),)))
+    assert result.fault is None and world.log().startswith("corpus text\nro\n")
+
+
+def test_plain_level_keeps_the_source_as_it_was(world: World) -> None:
+    source = world.source("open('planted.py', 'w').close()\nopen('train.py', 'w').close()\n" + GOOD)
+    result = world.run(replace(world.job(source), max_level=0))
+    assert (result.fault, result.level) == (None, 0)
+    assert not (source / "planted.py").exists() and (source / "train.py").read_text(encoding="utf-8").endswith(GOOD)
+
+
+def test_a_leading_python_is_this_interpreter(world: World) -> None:
+    result = world.run(world.job(world.source("import sys\nprint(sys.executable)\n" + GOOD)))
+    assert result.fault is None and world.log().splitlines()[0] == sys.executable
+
+
+@pytest.mark.parametrize(("level", "inside"), [(Level.PLAIN, None), (Level.USER, "/out")])
+def test_out_in_a_command_is_the_output_folder_as_the_job_sees_it(
+        tmp_path: Path, level: Level, inside: str | None) -> None:
+    for name in ("source", "box", "out"):
+        (tmp_path / name).mkdir()
+    spec = BoxSpec(("python", "x.py", "--to={out}/x"), tmp_path / "source", tmp_path / "box", 20000,
+                   output=tmp_path / "out")
+    launch = command(spec, level)
+    assert launch.inner[-1] == f"--to={inside or tmp_path / 'out'}/x"
