@@ -10,8 +10,11 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from types import FrameType
 
 from sandbox import process
 from sandbox.job import Job, Result, read_result, write_atomically, write_job
@@ -35,14 +38,14 @@ class LocalEngine:
         if (folder / "result.json").exists():
             raise FileExistsError(f"{folder} already has a result")
         write_job(folder, job)
-        with (folder / "supervisor.log").open("ab") as log:
+        with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
             popen = subprocess.Popen(
                 [sys.executable, "-P", "-m", "sandbox.supervisor", str(folder)], cwd="/", env=_environment(),
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
-        self._started[popen.pid] = popen  # kept so that poll() reaps it
-        found = process.stat(popen.pid)
-        if found is not None:
-            write_atomically(folder / "supervisor.pid", f"{popen.pid} {found.start_ticks}".encode())
+            self._started[popen.pid] = popen  # kept so that poll() reaps it
+            found = process.stat(popen.pid)
+            if found is not None:
+                write_atomically(folder / "supervisor.pid", f"{popen.pid} {found.start_ticks}".encode())
 
     def poll(self, folder: Path) -> Result | None:
         """The result; None while the job runs; fault ``infra`` when its supervisor is gone without one."""
@@ -75,6 +78,31 @@ class LocalEngine:
                 if time.monotonic() > deadline:
                     os.kill(found[0], signal.SIGKILL)
                 time.sleep(0.02)
+
+
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold back Ctrl-C and its like. One that came between a fork and the note of its pid would leave a supervisor
+    that nobody knows of and so nobody stops.
+
+    Only handlers written in Python raise in the middle of a call; what is ignored or fatal is left as it is, since a
+    program that is executed meanwhile inherits it.
+    """
+    held: list[int] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        held.append(number)
+
+    numbers = [number for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+               if threading.current_thread() is threading.main_thread() and callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, hold) for number in numbers}
+    try:
+        yield
+    finally:
+        for restored, handler in before.items():
+            signal.signal(restored, handler)
+        for caught in held:
+            signal.raise_signal(caught)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

@@ -53,6 +53,26 @@ def test_start_and_poll(world: World) -> None:
     engine.stop(folder)  # of an ended job: nothing happens
 
 
+def test_an_interrupt_while_a_job_is_started_leaves_no_job_that_nobody_can_stop(world: World) -> None:
+    """Ctrl-C at every moment of the start: the job is known by its pid file afterwards, so it can be stopped."""
+    mark = f"interrupted-{uuid.uuid4().hex}"
+    source, job = slow(world, mark), None
+    for number in range(20):
+        engine, folder = LocalEngine(), world.folder / f"job{number}"
+        job = job or world.job(source, steps=100)
+        signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 0.0004)
+        before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
+        try:
+            engine.start(folder, job)
+            time.sleep(0.05)  # a start that was quicker than the alarm
+        except KeyboardInterrupt:
+            pass
+        finally:
+            signal.signal(signal.SIGALRM, before)
+        LocalEngine().stop(folder)
+        assert not alive(str(folder)), f"after {number}"
+
+
 def test_the_environment_of_the_agent_does_not_reach_the_supervisor(world: World, monkeypatch: pytest.MonkeyPatch
                                                                     ) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", "canary")
