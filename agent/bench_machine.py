@@ -6,7 +6,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import os
 import re
 import statistics
 import subprocess
@@ -204,14 +203,13 @@ def _life(spec: BoxSpec, level: boxes.Level, folder: Path) -> float:
     Not through sandbox.running: its watch looks every 50 ms, and at level 0 takes any other child of this process
     for the box's own.
     """
-    with tempfile.TemporaryDirectory(dir=folder, prefix="box-") as place, tempfile.TemporaryFile() as passed:
+    with tempfile.TemporaryDirectory(dir=folder, prefix="box-") as place:
+        Path(place).chmod(0o755)  # another user id must come through to its own part
         began = time.monotonic()
         launch = boxes.command(dataclasses.replace(spec, folder=Path(place)), level)
-        passed.write(b"".join(os.fsencode(option) + b"\0" for option in launch.options))
-        passed.seek(0)
-        wrapper = [*launch.wrapper, "--args", str(passed.fileno()), "--"] if launch.wrapper else []
-        ended = subprocess.run([*wrapper, *launch.inner], env=launch.env, cwd=launch.cwd, pass_fds=[passed.fileno()],
-                               stdin=subprocess.DEVNULL, capture_output=True, text=True, start_new_session=True)
+        with boxes.opened(launch) as (argv, fds):
+            ended = subprocess.run(argv, env=launch.env, cwd=launch.cwd, pass_fds=fds, stdin=subprocess.DEVNULL,
+                                   capture_output=True, text=True, start_new_session=True)
         taken = time.monotonic() - began
     if ended.returncode:
         tail = (ended.stderr.strip().splitlines() or ["it printed nothing"])[-1]

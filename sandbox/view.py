@@ -135,7 +135,8 @@ def options(box: BoxSpec, values: dict[str, str], uid: int) -> list[str]:
     if box.output is not None and not box.keep_compile_cache:
         result += ["--bind" if box.output_writable else "--ro-bind", str(box.output), OUTPUT]
     result += _masks(box, [Path("/usr"), *roots])
-    result += ["--chdir", SOURCE]
+    # bubblewrap makes both on file systems without a size, and at level 2 the job owns them
+    result += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", SOURCE]
     for name, value in values.items():
         result += ["--setenv", name, value]
     return result

@@ -26,7 +26,7 @@ def world(tmp_path: Path) -> World:
     return World(tmp_path)
 
 
-@pytest.fixture(params=[3, 2])
+@pytest.fixture(params=[3, 2, 1])
 def level(request: pytest.FixtureRequest) -> int:
     found = explain(request.param)
     if found.level != request.param:
@@ -37,17 +37,9 @@ def level(request: pytest.FixtureRequest) -> int:
 def test_probe_stays_below_what_is_asked_and_says_why() -> None:
     assert probe(0) is Level.PLAIN
     found = explain(3)
-    assert found.level in (0, 2, 3) and set(found.refused) == {step for step in (3, 2) if step > found.level}
+    assert set(found.refused) == {step for step in (3, 2, 1) if step > found.level}
     assert "not covered" in describe(0).lower() and "apt install bubblewrap" in describe(0)
     assert "run as root" in describe(2)
-
-
-def test_probe_refuses_a_box_that_leaks() -> None:
-    fine = {"uid": 1000, "file": 0, "network": 0, "source": 0, "system": 0, "environment": 0, "process": 0,
-            "capabilities": 0}
-    assert boxes._judge(fine, Level.USER, 0) == ""
-    assert "network" in boxes._judge(fine | {"network": 1}, Level.USER, 0)
-    assert "user id" in boxes._judge(fine, Level.ROOT, 20001)
 
 
 def test_nothing_of_the_host_is_in_argv_or_environment(tmp_path: Path, level: int, monkeypatch: pytest.MonkeyPatch
@@ -55,8 +47,11 @@ def test_nothing_of_the_host_is_in_argv_or_environment(tmp_path: Path, level: in
     monkeypatch.setenv("OPENAI_API_KEY", CANARY)
     (tmp_path / "box").mkdir()
     launch = command(BoxSpec(("python", "x.py"), tmp_path, tmp_path / "box", job_uid(0)), Level(level))
-    assert launch.env == {} and CANARY not in " ".join((*launch.wrapper, *launch.options, *launch.inner))
-    assert launch.options.count("--unshare-net") == 1 and "--die-with-parent" in launch.options
+    assert CANARY not in " ".join((*launch.wrapper, *launch.options, *launch.inner, *launch.env.values()))
+    assert "OPENAI_API_KEY" not in launch.env
+    if level >= 2:  # bubblewrap's own start environment shows in the box as that of process 1
+        assert launch.env == {} and launch.filter
+        assert launch.options.count("--unshare-net") == 1 and "--die-with-parent" in launch.options
 
 
 SPY = r'''
@@ -88,9 +83,12 @@ attempt("venv", lambda: open(sys.prefix + "/planted.py", "w"))
 attempt("raise", lambda: os.setuid(0))
 attempt("mount", lambda: os.execv("/bin/mount", ["mount", "-o", "remount,rw,bind", "/usr"]) if os.fork() == 0
         else (_ for _ in ()).throw(OSError("waited")) if os.wait()[1] else "mounted")
-print("processes", sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
+try: print("processes", sorted(int(name) for name in os.listdir("/proc") if name.isdigit()))
+except PermissionError: print("processes []")
 print("users", os.getuid(), "hostname", os.uname().nodename)
-print("environ", b"".join(open(path, "rb").read() for path in glob.glob("/proc/*/environ") if os.access(path, 4)))
+for path in ["/proc/self/environ", "/proc/%d/environ" % os.getppid(), *glob.glob("/proc/[0-9]*/environ")]:
+    try: print("environ", open(path, "rb").read())
+    except OSError: pass
 print("walk", "CANARY" if MARK in everything("/tmp") + everything("/etc") + everything("/root") + everything("/home")
       + everything("/run") + everything("/var") else "nothing")
 '''
@@ -107,27 +105,36 @@ def test_no_files_network_processes_or_keys_of_the_host(world: World, level: int
         result = world.run(world.job(world.source(spy + GOOD), max_level=level))
     text = world.log()
     assert (result.fault, result.level) == (None, level), text
-    assert CANARY not in text and text.count("GOT") == 1 and "self GOT" in text, text
-    assert "walk nothing" in text and "hostname job" in text
-    assert max(eval(re.search(r"processes (\[.*\])", text)[1])) < 20  # type: ignore[index]
-    if level == 3:
+    assert CANARY not in text and text.count("environ b") >= 1, text
+    assert re.findall(r"(\w+) GOT", text) == (["self"] if level >= 2 else []), text
+    assert "walk nothing" in text and ("hostname job" in text) == (level >= 2)
+    assert max(eval(re.search(r"processes (\[.*\])", text)[1]), default=0) < 20  # type: ignore[index]
+    if level == 3 or (os.geteuid() == 0 and level == 1):
         assert int(re.search(r"users (\d+)", text)[1]) >= boxes.FIRST_UID  # type: ignore[index]
 
 
-def test_hidden_files_are_empty_wherever_they_show(world: World, level: int) -> None:
+READ = """import glob, os
+def size(path):
+    try:
+        with open(path, "rb") as file: return len(file.read())
+    except PermissionError: return 0
+"""
+
+
+def test_hidden_files_cannot_be_read_wherever_they_show(world: World, level: int) -> None:
     import this as module
     path = str(module.__file__)
-    look = (f"import glob, os\nprint('size', len(open({path!r}).read()))\n"
-            f"print('bytecode', [os.path.getsize(p) for p in glob.glob({str(Path(path).parent)!r} + "
-            "'/__pycache__/this.*.pyc')])\n"
+    look = (f"{READ}print('size', size({path!r}))\n"
+            f"print('bytecode', [size(p) for p in glob.glob({str(Path(path).parent)!r} + '/__pycache__/this.*.pyc')])\n"
             "import sys\nfound = [p for root in ('/usr', '/usr/local', sys.prefix, sys.base_prefix) for p in "
-            "glob.glob(root + '/lib/py*/this.py') if os.path.getsize(p)]\nprint('copies', found)\n")
+            "glob.glob(root + '/lib/py*/this.py') if size(p)]\nprint('copies', found)\n"
+            f"print('sibling', size({os.__file__!r}) > 0)\n")
     seen = world.run(world.job(world.source(look + GOOD), max_level=level))
     assert seen.fault is None and "size 0" not in world.log()
     hidden = world.run(world.job(world.source(look + GOOD), max_level=level, hidden=(path, "/nowhere/x.py")))
     assert hidden.fault is None, hidden
     text = world.log()
-    assert "size 0\n" in text and "copies []" in text
+    assert "size 0\n" in text and "copies []" in text and "sibling True" in text
     assert all(size == 0 for size in eval(re.search(r"bytecode (\[.*\])", text)[1]))  # type: ignore[index]
 
 
@@ -135,7 +142,7 @@ def test_many_hidden_files(world: World, level: int) -> None:
     folder = Path(os.__file__).parent
     files = sorted(str(path) for path in (folder / "test").glob("test_*.py"))[:150] or sorted(
         str(path) for path in folder.glob("idlelib/**/*.py"))
-    look = f"print('sizes', sum(len(open(p).read()) for p in {files!r}))\n"
+    look = f"{READ}print('sizes', sum(map(size, {files!r})))\n"
     result = world.run(world.job(world.source(look + GOOD), max_level=level, hidden=tuple(files)))
     assert result.fault is None and "sizes 0\n" in world.log()
     assert result.startup_seconds < 5
@@ -147,7 +154,8 @@ def test_scratch_is_sized(world: World, level: int) -> None:
             "    except OSError as error: print('full', error.errno)\n")
     result = world.run(world.job(world.source(fill + GOOD), max_level=level,
                                  limits=Limits(wall_seconds=20, scratch_mb=16)))
-    assert result.fault is None and world.log().count("full 28") == 2
+    # level 1 has no /tmp and no /dev/shm; what it has is measured
+    assert result.fault is None and world.log().count("full 28" if level >= 2 else "full 13") == 2
 
 
 def test_source_that_others_may_not_read_still_runs(world: World, level: int) -> None:
