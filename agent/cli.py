@@ -40,6 +40,8 @@ SeedOption = Annotated[int, typer.Option("--seed", min=0, help="Seed of the camp
 SlotsOption = Annotated[int | None, typer.Option("--slots", min=1, help="Jobs side by side; as many as fit if left "
                                                  "out.", show_default=False)]
 LevelOption = Annotated[int, typer.Option("--level", min=0, max=3, help="Highest isolation level to use.")]
+UnconfinedOption = Annotated[bool, typer.Option("--unconfined", help="At level 0, run patches that nobody has read "
+                                                "all the same.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RUNS = Path("runs")
 
@@ -63,7 +65,7 @@ def run_command(
     proposer: Annotated[str, typer.Option("--proposer", show_default=False,
                                           help="llm or ideas; llm if a model is named, else ideas.")] = "",
     name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None, folder: RunsOption = RUNS,
-    level: LevelOption = 3,
+    level: LevelOption = 3, unconfined: UnconfinedOption = False,
 ) -> None:
     """Run a campaign, or go on with the newest one that is not finished. Ctrl-C stops it cleanly."""
     if proposer not in ("", "llm", "ideas"):
@@ -71,7 +73,7 @@ def run_command(
     target = _existing(repo)
     from agent.campaign import Options
     _campaign(Options(repo=target, preset=preset, name=name, proposer=proposer, budget_runs=budget_runs,
-                      until=until, seed=seed, slots=slots, max_level=level, runs=folder))
+                      until=until, seed=seed, slots=slots, max_level=level, unconfined=unconfined, runs=folder))
 
 
 @app.command("try")
@@ -80,7 +82,7 @@ def try_command(
     repo: Annotated[Path | None, typer.Option("--repo", help="Target; the one that comes with ratchet if left out.",
                                               show_default=False)] = None,
     preset: PresetOption = "", name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None,
-    folder: RunsOption = RUNS, level: LevelOption = 3,
+    folder: RunsOption = RUNS, level: LevelOption = 3, unconfined: UnconfinedOption = False,
 ) -> None:
     """Judge your own patches exactly as proposals are judged."""
     target = _existing(repo)
@@ -89,7 +91,7 @@ def try_command(
             raise UserError(f"There is no patch file {patch}.", "Give unified diffs, e.g. from `git diff`.")
     from agent.campaign import Options
     _campaign(Options(repo=target, preset=preset, name=name, proposer="queue", patches=tuple(patches),
-                      seed=seed, slots=slots, max_level=level, runs=folder))
+                      seed=seed, slots=slots, max_level=level, unconfined=unconfined, runs=folder))
 
 
 @app.command("status")

@@ -64,7 +64,8 @@ def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, ca
         limits=Limits(limits.wall_seconds, limits.memory_mb, limits.processes, limits.log_mb, limits.scratch_mb,
                       limits.weights_mb),
         compile_cache=str(cache or ""), keep_compile_cache=keep_cache and cache is None,
-        check=run.purpose == "preflight", max_level=site.level)
+        check=run.purpose == "preflight", max_level=site.level,
+        min_level=site.least_level)
 
 
 def _command(site: Site, run: Run, text: str) -> tuple[str, ...]:

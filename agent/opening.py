@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import shutil
 from dataclasses import dataclass
@@ -38,6 +39,8 @@ class Options:
     seed: int = 0
     slots: int | None = None
     max_level: int = 3
+    unconfined: bool = False
+    """Consent to run code that nobody has read without a box, where the level is 0."""
     runs: Path = Path("runs")
 
 
@@ -104,10 +107,38 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
         for left in ("repo.git", "source", "jobs"):  # of a process that was killed while it opened the run
             shutil.rmtree(folder / left, ignore_errors=True)
         place, facts = _start(options, folder, continued, gpus, observer)
+    level, unread = int(box.probe(place.level)), _unread(options, place, ledger.state, facts)
+    unconfined = options.unconfined or bool(facts.get("unconfined"))
+    _check_box(level, unread and not unconfined, folder)
+    place = dataclasses.replace(place, least_level=int(unread and not unconfined))
     ledger.append("started", facts | {
-        "level": int(box.probe(place.level)), "devices": list(place.devices), "slots": len(place.devices),
+        "level": level, "unread": unread, "unconfined": unconfined,
+        "devices": list(place.devices), "slots": len(place.devices),
         "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
     return Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs)
+
+
+def _unread(options: Options, place: Site, state: State, facts: dict[str, Any]) -> bool:
+    """Whether the campaign runs code that nobody has read: all but the idea cards, which come with ratchet.
+
+    What an earlier campaign merged on the way to this one's start counts, and so does what this one has begun.
+    """
+    if facts["proposer"] == "queue" or proposers.choose(_wanted(options), place.config.model).kind != "ideas":
+        return True
+    return bool(facts.get("unread", facts["proposer"] != "ideas")) or any(
+        attempt.proposal.author != "ideas" for attempt in state.attempts.values())
+
+
+def _check_box(level: int, refuse: bool, folder: Path) -> None:
+    """Raises UserError where there is no box for code that needs one, or the box could not reach its files."""
+    if level == box.Level.PLAIN and refuse:
+        raise UserError("At isolation level 0 a patch can read and change your files and use the network, so only the "
+                        "idea cards that come with ratchet are run.", "`ratchet doctor` says how to reach a higher "
+                        "level; --unconfined runs the patches all the same.")
+    closed = box.out_of_reach(folder) if level == box.Level.LANDLOCK else None
+    if closed is not None:
+        raise UserError(f"The user id that a job gets may not enter {closed}.", "Give a --runs folder that others may "
+                        "enter, for instance below /var/tmp.")
 
 
 def _limits(state: State, until: datetime.datetime | None, budget_runs: int | None, now: datetime.datetime,
@@ -153,7 +184,8 @@ def _start(options: Options, folder: Path, continued: Path | None, gpus: int,
         "unit": config.budget.unit, "amount": config.budget.amount,
         "steps": _tip_steps(before, config) if tip else _steps(config),
         "device": place.devices[0], "corpus": place.data.corpus if place.data else "",
-        "config": config.model_dump(mode="json"), "version": __version__, "previous": origin.previous}
+        "config": config.model_dump(mode="json"), "version": __version__, "previous": origin.previous,
+        "unread": bool(tip) and bool(before.campaign.get("unread", before.campaign["proposer"] != "ideas"))}
 
 
 def _reopen(options: Options, folder: Path, state: State, gpus: int, observer: Observer) -> Site:

@@ -59,6 +59,8 @@ class Site:
     level: int
     """Highest isolation level to use."""
     seed: int
+    least_level: int = 0
+    """Lowest one that code which nobody has read may run at."""
 
     @property
     def repo(self) -> Path:

@@ -22,6 +22,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from enum import IntEnum
+from pathlib import Path
 
 from sandbox import confine, escape, grants, seccomp, view
 from sandbox.job import Limits
@@ -168,17 +169,28 @@ def _landlocked(box: BoxSpec, inner: tuple[str, ...], harness_fd: int | None) ->
     if drop:
         os.chown(temporary, box.uid, box.uid)
     needed = [box.source, box.folder, *view.readable_roots(box), *([box.output] if box.output is not None else [])]
-    closed = grants.out_of_reach(needed) if drop else None
-    if closed is not None and not has_capability(CAP_DAC_READ_SEARCH):
-        raise PermissionError(f"the job's user id may not enter {closed}: keep the run elsewhere, or open the folder "
-                              "to others")
+    search = drop and grants.closed_to_others(needed) is not None
+    if search and not has_capability(CAP_DAC_READ_SEARCH):
+        raise PermissionError(f"the job's user id may not enter {grants.closed_to_others(needed)}: keep the run "
+                              "elsewhere, or open the folder to others")
     # As at level 0. Inductor's pool of compilers needs semaphores, which live in /dev/shm.
     values = view.environment(box, str(temporary), _output(box, Level.LANDLOCK), str(temporary), harness_fd)
     values.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     plan = confine.Plan(
-        uid=box.uid if drop else -1, search=closed is not None, rules=grants.rules(box, box.source, temporary),
+        uid=box.uid if drop else -1, search=search, rules=grants.rules(box, box.source, temporary),
         filter=seccomp.program(landlock=True, same_user=not drop).hex(), parent=os.getpid())
     return Launch((sys.executable, "-I", "-S", confine.__file__), (), inner, values, str(box.source), plan=plan)
+
+
+def out_of_reach(folder: Path) -> Path | None:
+    """The folder on the way to ``folder`` that would keep a job at level 1 from its files; None: there is none.
+
+    Folders closed to others matter only to root without CAP_DAC_READ_SEARCH, as in a container: elsewhere a job keeps
+    the id, or that one capability, with which it may pass but read no more than Landlock grants.
+    """
+    if not changes_uid(Level.LANDLOCK) or has_capability(CAP_DAC_READ_SEARCH):
+        return None
+    return grants.closed_to_others([folder])
 
 
 def has_capability(number: int) -> bool:
@@ -261,7 +273,7 @@ def _missing_for_landlock() -> str:
         return ""
     if not all(map(has_capability, (CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID))):
         return "root here lacks one of CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, so it cannot give a job another id"
-    closed = grants.out_of_reach(view.interpreter_roots())
+    closed = grants.closed_to_others(view.interpreter_roots())
     if closed is not None and not has_capability(CAP_DAC_READ_SEARCH):
         return f"another user id could not reach the interpreter: {closed} is closed to others"
     return ""

@@ -94,7 +94,7 @@ def _gpu(box: BoxSpec) -> Iterator[Rule]:
     yield "/proc/self/task", confine.READ_FILE | confine.READ_DIR | confine.WRITE_FILE  # the driver names its threads
 
 
-def out_of_reach(paths: Iterable[Path]) -> Path | None:
+def closed_to_others(paths: Iterable[Path]) -> Path | None:
     """The first folder on the way to one of ``paths`` that other users may not enter; None when there is none."""
     for path in paths:
         real = Path(os.path.realpath(path))

@@ -121,6 +121,9 @@ class Job:
     """Fill uninitialised memory with NaN until the first batch, so that an unset parameter shows."""
     max_level: int = 3
     """Highest isolation level to use (tests and ``--level``)."""
+    min_level: int = 0
+    """Do not run below this level: the fault is then ``infra``. The level is found anew for every job, and a machine
+    that is out of memory for a moment must not turn a box into none."""
 
 
 @dataclass(frozen=True, slots=True)

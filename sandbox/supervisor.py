@@ -73,6 +73,10 @@ class Supervisor:
     def _check(self) -> None:
         """Refuse a job that cannot be run as described. Raises JobFault (infra: the caller's mistake)."""
         job, evaluation = self.job, self.job.evaluation
+        if self._level < job.min_level:
+            why = "; ".join(f"level {int(level)}: {reason}" for level, reason in
+                            boxes.explain(job.max_level).refused.items())
+            raise JobFault("infra", f"only isolation level {int(self._level)} holds, {job.min_level} is wanted ({why})")
         if (job.kind == "twin" or (evaluation is not None and evaluation.tier == "sealed")) and job.batches is None:
             raise JobFault("infra", "a twin job and a sealed evaluation need served batches")
         if evaluation is not None and evaluation.tier != "reported" and not evaluation.command:

@@ -280,14 +280,14 @@ def test_a_foreign_repository_is_improved_and_left_alone(tmp_path: Path, edge: A
 def test_a_target_that_prints_its_own_number_survives_a_kill_at_any_moment(tmp_path: Path, edge: Any) -> None:
     tiny.write_tiny_target(tmp_path / "alone", served=False)
     patch = patch_file(tmp_path, tmp_path / "alone", "less smoothing")
-    code, _, err = edge("try", str(patch), "--repo", "alone", "--level", "0")
+    code, _, err = edge("try", str(patch), "--repo", "alone", "--level", "0", "--unconfined")
     assert (code, err) == (0, "")
     state = check_sound(only_run(tmp_path / "runs"))
     assert merged_titles(state) == ["less smoothing"] and state.gain is not None and state.gain.split == "val"
     runs = {run: state.runs[run].folder for run in state.runs}
     for kept in ("pair known", "verdict", "merge_intent"):  # a kill at that moment
         cut_back(tmp_path / "runs", kept)
-        code, out, err = edge("try", str(patch), "--repo", "alone", "--level", "0")
+        code, out, err = edge("try", str(patch), "--repo", "alone", "--level", "0", "--unconfined")
         assert (code, err) == (0, "") and "going on with" in out
         again = check_sound(only_run(tmp_path / "runs"))
         assert merged_titles(again) == ["less smoothing"] and len(again.runs) == len(runs), kept
@@ -336,7 +336,7 @@ def wait_for(ledger: Path, event: str, count: int, process: subprocess.Popen[str
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: Any, how: str) -> None:
     tiny.write_tiny_target(tmp_path / "target")
-    arguments = ["run", "target", "--name", "n", "--level", "0"]
+    arguments = ["run", "target", "--name", "n", "--level", "0", "--unconfined"]
     script = Script([known("less smoothing"), known("more uniform"), known("unused constant")])
     with serving(script) as (_, model):
         process = subprocess.Popen([sys.executable, "-m", "agent.cli", *arguments], cwd=tmp_path,
@@ -348,7 +348,7 @@ def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: A
             assert process.returncode == 130 and err == "stopped; `ratchet run` goes on from here\n"
             stopped = load(tmp_path / "runs/n")
             assert stopped.phase == "stopped" and not alive(str(tmp_path / "runs"))
-        code, out, err = edge(*arguments[:2], "--level", "0", model=model)
+        code, out, err = edge(*arguments[:2], "--level", "0", model=model)  # the consent is remembered
         assert (code, err) == (0, "") and "going on with run n" in out
         state = check_sound(tmp_path / "runs/n")
         assert state.phase == "finished" and merged_titles(state) == ["less smoothing"] and not state.open_runs
@@ -357,15 +357,33 @@ def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: A
             return
         assert edge("run", "target", "--name", "n", model=model)[0] == 1  # finished is finished
     with serving(Script([known("more uniform")])) as (_, model):
-        code, out, err = edge("run", "target", "--level", "0", model=model)
+        code, out, err = edge("run", "target", "--level", "0", "--unconfined", model=model)
     assert (code, err) == (0, "") and f"n, is finished: this one starts from its accepted tip {state.tip[:12]}" in out
     (second,) = [path for path in (tmp_path / "runs").iterdir() if path.name not in ("n", ".data")]
     after = check_sound(second)
     assert after.campaign["previous"] == "n" and after.campaign["start"] == state.tip and not after.merges
     # ... and a third one does not fall back to the start, though the second merged nothing
     with serving(Script([])) as (_, model):
-        code, out, _ = edge("run", "target", "--level", "0", model=model)
+        code, out, _ = edge("run", "target", "--level", "0", "--unconfined", model=model)
     assert code == 1 and f"starts from its accepted tip {state.tip[:12]}" in out
+
+
+def test_without_a_box_only_idea_cards_are_run_unless_the_user_consents(tmp_path: Path, edge: Any) -> None:
+    target = tmp_path / "t"
+    tiny.write_tiny_target(target)
+    patch = patch_file(tmp_path, target, "unused constant")
+    line = said(edge, "try", str(patch), "--repo", "t", "--level", "0")
+    assert "only the idea cards" in line and "--unconfined" in line and "ratchet doctor" in line
+    with serving(Script([known("less smoothing")])) as (_, model):
+        assert "--unconfined" in said(edge, "run", "t", "--level", "0", model=model)
+    assert not [path for path in (tmp_path / "runs").iterdir() if path.name != ".data"]
+    # the cards come with ratchet: none fits this target, so nothing of them is run, and the incumbent is the user's own
+    code, _, err = edge("run", "t", "--level", "0", "--proposer", "ideas", "--name", "cards", "--budget-runs", "1")
+    assert (code, err) == (0, "")
+    started = load(tmp_path / "runs/cards").campaign
+    assert (started["level"], started["unread"], started["unconfined"]) == (0, False, False)
+    code, _, err = edge("try", str(patch), "--repo", "t", "--level", "0", "--unconfined", "--name", "mine")
+    assert (code, err) == (0, "") and load(tmp_path / "runs/mine").campaign["unconfined"] is True
 
 
 # ---------------------------------------------------------------------------------------------------- (d) user errors
@@ -411,20 +429,21 @@ def test_a_target_that_crashes_is_one_line_and_runs_once_it_is_mended(tmp_path: 
     sound = (target / "train.py").read_text()
     (target / "train.py").write_text("import missing_module\n" + sound)
     tiny.commit(target, "Break")
-    line = said(edge, "try", str(patch_file(tmp_path, target, "unused constant")), "--repo", "t", "--level", "0")
+    line = said(edge, "try", str(patch_file(tmp_path, target, "unused constant")), "--repo", "t",
+                "--level", "0", "--unconfined")
     assert "The target itself fails to train (crash): ModuleNotFoundError: No module named 'missing_module'" in line
     log = re.search(r"Read (\S+/log\.txt), mend it, commit, and run again", line)
     assert log is not None and "missing_module" in Path(log[1]).read_text()
     (target / "train.py").write_text(sound)
     tiny.commit(target, "Mend")
-    code, out, err = edge("try", "unused_constant.patch", "--repo", "t", "--level", "0")
+    code, out, err = edge("try", "unused_constant.patch", "--repo", "t", "--level", "0", "--unconfined")
     assert (code, err) == (0, "") and "incumbent: val_bpb" in out
 
 
 def test_a_bad_key_is_one_line(tmp_path: Path, edge: Any) -> None:
     tiny.write_tiny_target(tmp_path / "t")
     with serving(Script([])) as (_, model):
-        line = said(edge, "run", "t", "--level", "0", model=model)
+        line = said(edge, "run", "t", "--level", "0", "--unconfined", model=model)
     assert "refused the key in OPENAI_API_KEY (401). Set a valid key, or unset it to use the idea book." in line
     assert "sk-tiny" not in line
     assert "no model is named" in said(edge, "run", "t", "--proposer", "llm").replace("No model", "no model")
@@ -448,12 +467,12 @@ def test_a_full_disk_is_one_line(tmp_path: Path, edge: Any, small_disk: Path, le
     tiny.write_tiny_target(tmp_path / "t")
     patch = patch_file(tmp_path, tmp_path / "t", "less smoothing")
     (small_disk / ".filler").write_bytes(b"x" * ((2048 - left_kb) * 1024))
-    line = said(edge, "try", str(patch), "--repo", "t", "--level", "0")
+    line = said(edge, "try", str(patch), "--repo", "t", "--level", "0", "--unconfined")
     assert "disk" in line.lower() and "ratchet gc" in line
     if left_kb < 300:
         return
     (small_disk / ".filler").unlink()  # the mend; the same command then does what it should
-    code, out, err = edge("try", str(patch), "--repo", "t", "--level", "0")
+    code, out, err = edge("try", str(patch), "--repo", "t", "--level", "0", "--unconfined")
     assert (code, err) == (0, ""), out
     assert [merged_titles(check_sound(path)) for path in small_disk.iterdir() if path.name != ".data"] == [
         ["less smoothing"]]
@@ -487,7 +506,7 @@ def endless(known_first: Sequence[Fixed]) -> Script:
 def test_a_budget_of_runs_is_not_exceeded(tmp_path: Path, edge: Any) -> None:
     tiny.write_tiny_target(tmp_path / "t")
     with serving(endless([known("less smoothing")])) as (_, model):
-        code, out, err = edge("run", "t", "--budget-runs", "12", "--level", "0", model=model)
+        code, out, err = edge("run", "t", "--budget-runs", "12", "--level", "0", "--unconfined", model=model)
     assert (code, err) == (0, ""), out
     state = check_sound(only_run(tmp_path / "runs"))
     assert merged_titles(state) == ["less smoothing"] and state.gain is not None and len(state.gain.pairs) == 2
@@ -498,7 +517,8 @@ def test_the_clock_stops_a_campaign_in_time_with_its_gain(tmp_path: Path, edge: 
     tiny.write_tiny_target(tmp_path / "t")
     until = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=9)
     with serving(endless([known("less smoothing")])) as (_, model):
-        code, out, err = edge("run", "t", "--until", until.isoformat(timespec="seconds"), "--level", "0", model=model)
+        code, out, err = edge("run", "t", "--until", until.isoformat(timespec="seconds"), "--level", "0",
+                              "--unconfined", model=model)
     late = (datetime.datetime.now().astimezone() - until).total_seconds()
     assert (code, err) == (0, "") and late < 5, out
     state = check_sound(only_run(tmp_path / "runs"))

@@ -202,6 +202,11 @@ def test_protected_evaluation_restores_its_files_and_reads_only_the_output(world
     assert not (world.last / "out").exists()
 
 
+def test_a_job_is_not_run_below_its_least_level(world: World) -> None:
+    result = world.run(world.job(world.source(), max_level=0, min_level=1))
+    assert result.fault == "infra" and "level 0" in result.message and world.last.joinpath("log.txt").exists() is False
+
+
 def test_a_broken_job_file_is_infra(tmp_path: Path) -> None:
     world = World(tmp_path)
     job = world.job(world.source(), batches=None, evaluation=world.sealed())
