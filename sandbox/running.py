@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from sandbox import box as boxes
-from sandbox import gpu, process
+from sandbox import cgroup, gpu, process
 from sandbox.job import Limits
 from sandbox.view import BoxSpec
 
@@ -101,6 +101,7 @@ class RunningBox:
     """Where the wrapper reports whether the command was executed; -1 at level 0."""
     roots: set[int]
     """First processes of all boxes of this supervisor, for which Popen waits."""
+    group: cgroup.Cgroup | None = None
     began: float = field(default_factory=time.monotonic)
     ended: threading.Event = field(default_factory=threading.Event)
     reason: Reason | None = None
@@ -131,6 +132,8 @@ class RunningBox:
         if self.reason is None and not self.ended.is_set():
             self.reason = reason
         process.send_kill(self.clock.pids())
+        if self.group is not None:
+            self.group.kill()
 
     def finish(self, grace: float) -> None:
         """Let the job end by itself for ``grace`` seconds, then kill it; return when it is gone."""
@@ -143,6 +146,7 @@ class RunningBox:
         self.kill("done")
         if not self._threads:
             self.popen.wait()
+            self._remove_group()
         if self.sock is not None:
             self.sock.close()
         for thread in reversed(self._threads):
@@ -164,9 +168,17 @@ class RunningBox:
             self.seconds = time.monotonic() - self.began
             process.kill_all(self._survivors)
             process.reap(keep=self.roots)
+            self._remove_group()
             self._read_status()
             self._threads[0].join(5)
             self.ended.set()
+
+    def _remove_group(self) -> None:
+        """The group goes with the box; that it ran out of memory is the reason of its end, whatever the job says."""
+        if self.group is not None:
+            if self.reason is None and self.group.out_of_memory():
+                self.reason = "memory"
+            self.group.remove()
 
     def _watch_limits(self, glance: Callable[[], None]) -> None:
         reader = self._gpu_reader()
@@ -192,7 +204,7 @@ class RunningBox:
         pids = self.clock.pids()
         used = process.memory_mb(pids)
         self.peak_memory_mb = max(self.peak_memory_mb, used)
-        if used > self.spec.limits.memory_mb:
+        if used > self.spec.limits.memory_mb or (self.group is not None and self.group.out_of_memory()):
             self.kill("memory")
         elif len(pids) > self.spec.limits.processes:
             self.kill("processes")
@@ -200,7 +212,8 @@ class RunningBox:
     def _survivors(self) -> list[int]:
         """Processes of the box that outlived its command: in its tree, or orphans that came to the supervisor."""
         process.reap(keep=self.roots)
-        return list(dict.fromkeys([*process.descendants(self.popen.pid), *orphans(self.roots)]))
+        inside = self.group.pids() if self.group is not None else []
+        return list(dict.fromkeys([*process.descendants(self.popen.pid), *orphans(self.roots), *inside]))
 
     def _disk_mb(self) -> float:
         """What the job has written on real disk: its output folder, and below level 2 its box folder."""
@@ -252,14 +265,17 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
     try:
         launch = boxes.command(_readable(spec, level), level, theirs.fileno() if theirs is not None else None)
         status, report = os.pipe() if launch.wrapper else (-1, -1)
+        group = _group(spec, level)
         try:
             with boxes.opened(launch, report) as (argv, fds):
                 popen = subprocess.Popen(argv, env=launch.env, cwd=launch.cwd, stdin=subprocess.DEVNULL,
                                          stdout=subprocess.PIPE, stderr=subprocess.STDOUT, start_new_session=True,
                                          pass_fds=[*fds, *([theirs.fileno()] if theirs is not None else [])],
-                                         preexec_fn=_preparation(spec, level))
+                                         preexec_fn=_preparation(spec, level, group))
         except BaseException:
             _close(status)
+            if group is not None:
+                group.remove()
             raise
         finally:
             _close(report)
@@ -273,15 +289,25 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
     roots.add(popen.pid)
     adopted = functools.partial(orphans, roots) if level < boxes.Level.USER else tuple
     return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20),
-                      process.TreeClock(popen.pid, adopted), wall_seconds, status, roots)
+                      process.TreeClock(popen.pid, adopted), wall_seconds, status, roots, group)
 
 
-def _preparation(spec: BoxSpec, level: boxes.Level) -> Callable[[], None]:
+def _group(spec: BoxSpec, level: boxes.Level) -> cgroup.Cgroup | None:
+    """The box's own group where one can be made. What bubblewrap itself needs is far below what rounding leaves."""
+    if level is boxes.Level.PLAIN:
+        return None
+    limits = spec.limits
+    return cgroup.create(cgroup.Limit((limits.memory_mb + limits.scratch_mb) << 20, THREADS * limits.processes))
+
+
+def _preparation(spec: BoxSpec, level: boxes.Level, group: cgroup.Cgroup | None) -> Callable[[], None]:
     """What the new process does to itself before it becomes the wrapper."""
     limits = _rlimits(spec, level)
 
     def prepare() -> None:
         process.die_with_parent()
+        if group is not None:
+            group.enter()
         for kind, most in limits:
             resource.setrlimit(kind, (most, most))
         if spec.cpus:
