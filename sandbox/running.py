@@ -204,10 +204,10 @@ class RunningBox:
         pids = self.clock.pids()
         used = process.memory_mb(pids)
         self.peak_memory_mb = max(self.peak_memory_mb, used)
-        if used > self.spec.limits.memory_mb or (self.group is not None and self.group.out_of_memory()):
-            self.kill("memory")
-        elif len(pids) > self.spec.limits.processes:
+        if len(pids) > self.spec.limits.processes:  # first: the shared pages of many small ones are counted often
             self.kill("processes")
+        elif used > self.spec.limits.memory_mb or (self.group is not None and self.group.out_of_memory()):
+            self.kill("memory")
 
     def _survivors(self) -> list[int]:
         """Processes of the box that outlived its command: in its tree, or orphans that came to the supervisor."""
