@@ -22,7 +22,7 @@ from agent import config, git
 from agent.errors import UserError
 from agent.proposers import choose
 from agent.resources import default_target
-from sandbox import box
+from sandbox import box, cgroup, escape
 
 MIN_GIT = (2, 38)
 """The campaign's settings need safe.bareRepository, which came with it."""
@@ -53,7 +53,7 @@ def examine(repo: Path | None, runs: Path, preset: str = "") -> Iterator[Check]:
     """Every check in turn, as it is made (torch takes a few seconds)."""
     yield _python()
     yield _git()
-    yield _box()
+    yield from _box()
     yield from _torch()
     told, found = _target(repo, preset)
     yield from told
@@ -77,14 +77,19 @@ def _git() -> Check:
     return Check("git", "ok", number)
 
 
-def _box() -> Check:
+def _box() -> Iterator[Check]:
+    """The level, what it covers and what not. Only level 0 is a warning; the way up is shown at every one."""
     found = box.explain()
-    text = box.describe(found.level)
-    if found.level >= box.Level.USER:
-        return Check("box", "ok", text)
-    why = "; ".join(f"level {int(level)}: {reason}" for level, reason in found.refused.items())
-    return Check("box", "warning", f"{text} (refused: {why})", "Install bubblewrap and allow user namespaces, or run "
-                 "only proposals that you would run by hand.")
+    level = found.level
+    capped = "capped by a control group" if level and cgroup.available() else "polled five times a second"
+    why = "".join(f"; level {int(other)} refused: {reason}" for other, reason in found.refused.items())
+    mend = box.FURTHER[level]
+    if level is box.Level.PLAIN:
+        mend += " Until then only the shipped idea cards run without --unconfined."
+    yield Check("box", "ok" if level else "warning",
+                f"level {int(level)} ({box.NAMES[level]}), memory {capped}{why}", mend)
+    yield Check("stops", "ok", "; ".join(escape.covers(level)))
+    yield Check("leaves", "ok" if level else "warning", "; ".join(escape.gaps(level)))
 
 
 def _torch() -> Iterator[Check]:

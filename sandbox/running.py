@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Literal
 
 from sandbox import box as boxes
-from sandbox import cgroup, gpu, process
+from sandbox import cgroup, gpu, process, view
 from sandbox.job import Limits
 from sandbox.view import BoxSpec
 
@@ -33,6 +33,8 @@ SAMPLE_EVERY, GLANCE_EVERY, DISK_EVERY, GPU_EVERY = 4, 10, 20, 40
 FLOOD = 16
 """A job that prints this many times its log limit is killed: reading its log costs the machine time."""
 TAIL = 1 << 16
+FILES = 200_000
+"""Files that a box may have in memory: some 200 MiB of the kernel's."""
 THREADS = 4
 """Threads granted for each process of the limit, since RLIMIT_NPROC counts threads."""
 CONTROL = re.compile(rb"\x1b\[[0-9;?]*[ -/]*[@-~]|[\x00-\x08\x0b-\x1f\x7f]")
@@ -190,7 +192,8 @@ class RunningBox:
                 self.kill("log")
             elif tick % SAMPLE_EVERY == 0:
                 self._sample()
-            if tick % DISK_EVERY == DISK_EVERY - 1 and self._disk_mb() > self.spec.limits.scratch_mb:
+            if tick % DISK_EVERY == DISK_EVERY - 1 and (
+                    self._disk_mb() > self.spec.limits.scratch_mb or self._files() > FILES):
                 self.kill("output")
             if reader is not None and tick % GPU_EVERY == GPU_EVERY - 1:
                 self.gpu_memory_mb = max(self.gpu_memory_mb, reader())
@@ -221,6 +224,19 @@ class RunningBox:
         if self.level < boxes.Level.USER:
             folders.append(self.spec.folder)
         return sum(_folder_bytes(folder) for folder in folders) / 2**20
+
+    def _files(self) -> int:
+        """Files in the box's own file systems (levels 2 and 3), whose size does not count them: each costs the kernel
+        about 1 KiB. Looked at through the newest process of the tree; 0 when that is just gone."""
+        if self.level < boxes.Level.USER:
+            return 0
+        inside = next(iter(reversed(self.clock.pids())), 0)
+        count = 0
+        for place in ("/tmp", "/dev/shm", view.CACHES):
+            with contextlib.suppress(OSError):
+                found = os.statvfs(f"/proc/{inside}/root{place}")
+                count += found.f_files - found.f_ffree
+        return count
 
     def _gpu_reader(self) -> Callable[[], float] | None:
         number = gpu.index(self.spec.device)
@@ -364,9 +380,11 @@ def _readable(spec: BoxSpec, level: boxes.Level) -> BoxSpec:
 
 
 def _folder_bytes(folder: Path) -> int:
+    """Bytes on the disk; an empty file and a folder cost at least their inode."""
     total = 0
     for place, _, names in os.walk(folder):
+        total += 4096
         for name in names:
             with contextlib.suppress(OSError):
-                total += os.lstat(os.path.join(place, name)).st_blocks * 512
+                total += max(os.lstat(os.path.join(place, name)).st_blocks * 512, 1024)
     return total

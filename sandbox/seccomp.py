@@ -81,6 +81,8 @@ NEW_NAMESPACES = 0x7E020000
 FAMILIES = (socket.AF_UNIX, socket.AF_INET, socket.AF_INET6)
 """Families allowed in a network namespace of one's own; besides, netlink's routing protocol, for getifaddrs(3)."""
 NETLINK_ROUTE = 0
+CONNECTED, TYPE_MASK = (socket.SOCK_STREAM, socket.SOCK_SEQPACKET), 0xF
+"""Types whose peer cannot be changed; flags like SOCK_CLOEXEC lie above the mask."""
 TIOCSTI, TIOCLINUX = 0x5412, 0x541C
 
 LOAD, JUMP_EQUAL, JUMP_ABOVE_OR_EQUAL, AND, RETURN = 0x20, 0x15, 0x35, 0x54, 0x06
@@ -130,13 +132,16 @@ def _checked(landlock: bool) -> dict[str, list[Instruction]]:
         # the kernel takes a command as 32 bits, so the upper half of the argument hides nothing
         "ioctl": [*_argument(1), (JUMP_EQUAL, 1, 0, TIOCSTI), (JUMP_EQUAL, 0, 1, TIOCLINUX), (RETURN, 0, 0, DENY),
                   (RETURN, 0, 0, ALLOW)],
-        "socketpair": _only(0, (socket.AF_UNIX,)),
+        "socketpair": [*_argument(0), (JUMP_EQUAL, 1, 0, socket.AF_UNIX), (RETURN, 0, 0, DENY), *_argument(1),
+                       *([(AND, 0, 0, TYPE_MASK), *_accept(CONNECTED), (RETURN, 0, 0, DENY)] if landlock else
+                         [(RETURN, 0, 0, ALLOW)])],
     }
     if not landlock:
         blocks["socket"] = [*_argument(0), *_accept(FAMILIES), (JUMP_EQUAL, 1, 0, 16), (RETURN, 0, 0, DENY),
                             *_only(2, (NETLINK_ROUTE,))]
         return blocks
-    # Landlock leaves UDP and sockets with a path open: no socket at all. A pair is connected to nothing else.
+    # Landlock leaves UDP and sockets with a path open: no socket at all. A pair of streams stays connected to itself;
+    # one of datagrams could be sent from, and connected, to any path.
     blocks["socket"] = [(RETURN, 0, 0, DENY)]
     # of one's own process only: 0 is oneself
     blocks["prlimit64"] = _only(0, (0,))

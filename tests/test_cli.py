@@ -226,7 +226,8 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path, monkeypatc
     assert checks["python"].state == checks["git"].state == checks["target"].state == checks["disk"].state == "ok"
     assert checks["config"].state == "error" and "unknown key budgets. Did you mean 'budget'?" in checks["config"].text
     assert checks["model"].state == "warning" and "RATCHET_MODEL" in checks["model"].text
-    assert "level" in checks["box"].text
+    assert "level" in checks["box"].text and "memory" in checks["box"].text
+    assert checks["stops"].text and "exploits of the kernel" in checks["leaves"].text
     assert "cores" in checks["devices"].text or "cuda" in checks["devices"].text
     assert checks["torch"].line().startswith(("OK       torch", "WARNING  torch"))
     assert not (tmp_path / "runs").exists()

@@ -38,7 +38,7 @@ def test_probe_stays_below_what_is_asked_and_says_why() -> None:
     assert probe(0) is Level.PLAIN
     found = explain(3)
     assert set(found.refused) == {step for step in (3, 2, 1) if step > found.level}
-    assert "not covered" in describe(0).lower() and "apt install bubblewrap" in describe(0)
+    assert "does not stop" in describe(0).lower() and "apt install bubblewrap" in describe(0)
     assert "run as root" in describe(2)
 
 

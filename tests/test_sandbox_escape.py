@@ -18,6 +18,13 @@ from sandbox.escape import CLAIMS, PLACES, SCRIPT, judge
 ATTEMPTS = {attempt for claim in CLAIMS for attempt in claim.attempts}
 
 
+def test_the_documents_show_the_claims() -> None:
+    text = Path(__file__).resolve().parent.parent.joinpath("docs/isolation.md").read_text(encoding="utf-8")
+    for claim in CLAIMS:
+        row = " | ".join("yes" if level in claim.levels else "no" for level in (3, 2, 1, 0))
+        assert f"| {claim.text} | {row} |" in text, claim.text
+
+
 def test_every_attempt_of_a_claim_is_made() -> None:
     for attempt in ATTEMPTS - set(PLACES) - {"udp", "signal"}:
         assert f'"{attempt}"' in SCRIPT, attempt
@@ -43,7 +50,8 @@ def test_the_attempt_gets_through_without_a_box() -> None:
         found = bait.outcome(done.stdout)
     through = {name for name in ATTEMPTS if found[name]}
     everyone = {"secret", "hidden", "hidden by symlink", "hidden by hard link", "write source", "write secret", "tcp",
-                "udp", "abstract socket", "pathname socket", "left in /tmp", "left in /var/tmp", "left in /dev/shm",
+                "udp", "abstract socket", "pathname socket",
+                "datagram to a path", "left in /tmp", "left in /var/tmp", "left in /dev/shm",
                 "process", "signal", "environment", "disk", "shared memory", "new privileges", "keyctl call",
                 "ptrace call"}
     root = {"shadow", "left in /etc", "left in /usr", "left in the interpreter", "trace", "capabilities",

@@ -82,6 +82,14 @@ def test_disk_fill(place: Place) -> None:
     assert single.fault == "crash", single
 
 
+def test_a_flood_of_empty_files(place: Place) -> None:
+    flood = ("import os\nfor number in range(10 ** 7):\n    if number % 1000 == 0:\n"
+             "        folder = os.environ['TMPDIR'] + f'/{number}'\n        os.mkdir(folder)\n"
+             "    os.close(os.open(f'{folder}/{number}', os.O_CREAT))\n")
+    result = place.run(flood, wall_seconds=60, scratch_mb=16)
+    assert result.fault == "crash" and "disk limit" in result.message, result
+
+
 def test_log_flood(place: Place) -> None:
     result = place.run("while True: print('y' * 9999)\n")
     assert result.fault == "crash" and "log limit" in result.message
