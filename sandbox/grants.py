@@ -56,29 +56,29 @@ def bytecode(closed: Iterable[Path]) -> set[Path]:
 
 def _granted(roots: Iterable[Path], closed: set[Path]) -> Iterator[Rule]:
     """Rules to read ``roots`` whole but for ``closed``; links need none, since Landlock looks at where they lead."""
-    above = {parent for path in closed for parent in path.parents}
+    names, above = set(map(str, closed)), {str(parent) for path in closed for parent in path.parents}
     taken: list[Path] = []
     for root in sorted({Path(os.path.realpath(root)) for root in roots}, key=lambda path: len(path.parts)):
-        if not any(root.is_relative_to(place) for place in (*closed, *taken)):
+        if not any(root.is_relative_to(place) for place in taken) and not {str(root), *map(str, root.parents)} & names:
             taken.append(root)
-            yield from _below(root, closed, above)
+            yield from _below(str(root), names, above)
 
 
-def _below(folder: Path, closed: set[Path], above: set[Path]) -> Iterator[Rule]:
+def _below(folder: str, closed: set[str], above: set[str]) -> list[Rule]:
+    """Plain strings: with 200 hidden files there are 5,000 rules, which paths as objects would make 100 ms dearer."""
     if folder not in above:
-        yield str(folder), READ
-        return
-    yield str(folder), confine.READ_DIR
+        return [(folder, READ)]
+    found: list[Rule] = [(folder, confine.READ_DIR)]
     try:
         entries = list(os.scandir(folder))
     except OSError:
-        return
+        return found
     for entry in entries:
-        path = Path(entry.path)
-        if path in above:
-            yield from _below(path, closed, above)
-        elif path not in closed and not entry.is_symlink():
-            yield entry.path, READ
+        if entry.path in above:
+            found += _below(entry.path, closed, above)
+        elif entry.path not in closed and not entry.is_symlink():
+            found.append((entry.path, READ))
+    return found
 
 
 def _gpu(box: BoxSpec) -> Iterator[Rule]:

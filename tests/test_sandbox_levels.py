@@ -82,6 +82,7 @@ def test_disk_fill(place: Place) -> None:
     assert single.fault == "crash", single
 
 
+@pytest.mark.slow
 def test_a_flood_of_empty_files(place: Place) -> None:
     flood = ("import os\nfor number in range(10 ** 7):\n    if number % 1000 == 0:\n"
              "        folder = os.environ['TMPDIR'] + f'/{number}'\n        os.mkdir(folder)\n"
