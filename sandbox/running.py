@@ -227,7 +227,8 @@ class RunningBox:
 
     def _files(self) -> int:
         """Files in the box's own file systems (levels 2 and 3), whose size does not count them: each costs the kernel
-        about 1 KiB. Looked at through the newest process of the tree; 0 when that is just gone."""
+        about 1 KiB. Looked at through the newest process of the tree; 0 when that is just gone, or not inside yet:
+        the box's own file systems are known by their size."""
         if self.level < boxes.Level.USER:
             return 0
         inside = next(iter(reversed(self.clock.pids())), 0)
@@ -235,7 +236,8 @@ class RunningBox:
         for place in ("/tmp", "/dev/shm", view.CACHES):
             with contextlib.suppress(OSError):
                 found = os.statvfs(f"/proc/{inside}/root{place}")
-                count += found.f_files - found.f_ffree
+                if found.f_blocks * found.f_frsize == self.spec.limits.scratch_mb << 20:
+                    count += found.f_files - found.f_ffree
         return count
 
     def _gpu_reader(self) -> Callable[[], float] | None:

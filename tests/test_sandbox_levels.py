@@ -55,6 +55,36 @@ def test_identity(place: Place) -> None:
     assert "modes ['1', '2']" in text and "cwd True" in text
 
 
+CLOSED = ("import os\nstatus = open('/proc/self/status').read()\n"
+          "print('effective', [line.split()[1] for line in status.splitlines() if line[:6] == 'CapEff'])\n"
+          "for path in ({secret!r}, '/etc/shadow', '/root/.bashrc'):\n"
+          "    try: print('READ', open(path).read())\n    except OSError as error: print(path, error.errno)\n"
+          "try: print('LISTED', os.listdir({folder!r}))\nexcept OSError as error: print(error.errno)\n")
+
+
+def test_root_passes_closed_folders_with_one_capability_and_reads_no_more() -> None:
+    with world_of("root") as world:
+        secret = world.folder / "secret"
+        secret.write_text("canary", encoding="ascii")
+        source = world.source(CLOSED.format(secret=str(secret), folder=str(world.folder)) + GOOD)
+        world.folder.chmod(0o700)
+        result = run_as("root", world, world.job(source, max_level=1))
+        text = world.log()
+    if result.level != 1:
+        pytest.skip("level 1 does not hold here")
+    assert result.fault is None and "effective ['0000000000000004']" in text, text
+    assert "READ" not in text and "LISTED" not in text and "canary" not in text, text
+
+
+def test_root_without_that_capability_is_told_which_folder_is_closed() -> None:
+    with world_of("container") as world:
+        if run_as("container", world, world.job(world.source(), max_level=1)).level != 1:
+            pytest.skip("level 1 does not hold here")
+        world.folder.chmod(0o700)
+        result = run_as("container", world, world.job(world.source(), max_level=1))
+        assert result.fault == "infra" and f"may not enter {world.folder}" in result.message, result
+
+
 def test_fork_bomb(place: Place) -> None:
     mark = f"mark{uuid.uuid4().hex}"
     bomb = (f"import os, sys, time\nif '{mark}' not in sys.argv: os.execv(sys.executable, "
