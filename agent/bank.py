@@ -6,7 +6,7 @@ resumed campaign finds what was already paid for.
 
 from __future__ import annotations
 
-from agent import git
+from agent import audits, git
 from agent.errors import UserError
 from agent.ledger import State
 from agent.records import Candidate, Pair, Result, Run
@@ -38,7 +38,7 @@ class Bank:
     def runs(self, tree: str, seed: int, steps: int) -> list[Run]:
         """Full runs of this kind, whoever asked for them."""
         return [r for r in self._state.runs.values()
-                if (r.tree, r.seed, r.steps) == (tree, seed, steps) and r.purpose != "preflight"]
+                if (r.tree, r.seed, r.steps) == (tree, seed, steps) and r.trains]
 
     def result(self, tree: str, seed: int, steps: int) -> Result | None:
         """The result of this very run; machine faults do not count."""
@@ -65,17 +65,20 @@ class Bank:
         Raises UserError when the two runs of a pair have different fingerprints: they are never compared.
         """
         pairs = []
+        asked_again = audits.audited(self._state)
         for seed in seeds:
             old, new = self.incumbent(seed), self.result(candidate.tree, seed, steps)
             if old is not None and old.fault:
                 continue
+            if new is not None and new.id in asked_again and asked_again[new.id].fault:
+                new = asked_again[new.id]
             if new is not None and new.fault:
                 pairs.append(Pair(seed, {}, {}, old.id if old else "", new.id, new.fault))
             elif old is not None and new is not None:
                 if old.fingerprint != new.fingerprint:
                     raise UserError(f"Runs {old.id} and {new.id} were made on different machines or versions.",
                                     "They cannot be compared; start a new run:  ratchet run --name NEW")
-                pairs.append(Pair(seed, values(old), values(new), old.id, new.id))
+                pairs.append(Pair(seed, self.values(old), self.values(new), old.id, new.id))
         return pairs
 
     def at_start(self) -> list[Result]:
@@ -84,7 +87,13 @@ class Bank:
         return [result for run in self._state.runs.values() if (run.tree, run.steps) == (tree, steps)
                 and (result := self._state.results.get(run.id)) is not None and not result.fault and result.scores]
 
+    def values(self, result: Result) -> dict[str, float]:
+        """Score by split: corrected where the run was audited."""
+        found = audits.audited(self._state).get(result.id)
+        scores = result.scores | (found.scores if found is not None and not found.fault else {})
+        return {split: score.value for split, score in scores.items()}
 
-def values(result: Result) -> dict[str, float]:
-    """Score by split."""
-    return {split: score.value for split, score in result.scores.items()}
+    def place(self, commit: str, seed: int, steps: int) -> Run | None:
+        """The run that gave ``result(commit's tree, seed, steps)``."""
+        found = self.result(self.tree(commit), seed, steps)
+        return self._state.runs[found.id] if found is not None else None

@@ -19,13 +19,13 @@ import dataclasses
 import shutil
 from dataclasses import dataclass, field
 
-from agent import charge, merge, report, runs
+from agent import audits, charge, merge, report, runs
 from agent.bank import Bank
 from agent.config import Config
 from agent.errors import UserError
 from agent.judge import Rule, Ruling, estimate, judge
 from agent.ledger import Attempt, Clock, State, replay, utc_now
-from agent.measure import Slots, compile_cache, job_of, keeps_cache, new_run
+from agent.measure import Slots, audit_job, audit_of, compile_cache, forget_weights, job_of, keeps_cache, new_run
 from agent.opening import Opened, Options, choose_folder, open_campaign
 from agent.patch import build
 from agent.policy import PatchRefused
@@ -36,6 +36,7 @@ from agent.records import Candidate, Fault, Gain, Pair, Proposal, Purpose, Resul
 from agent.screen import Observer
 from agent.spending import Spending
 from sandbox.engine import LocalEngine
+from sandbox.job import Job
 
 __all__ = ["Campaign", "Options", "run"]
 
@@ -67,10 +68,23 @@ class Trial:
     """Steps granted anew after a run that cost more than it was charged."""
     voided: int = 0
     """Times that happened."""
+    due: list[str] = field(default_factory=list)
+    """Runs of it that must be audited before it goes on."""
 
     @property
     def id(self) -> str:
         return self.candidate.id
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """A run that somebody waits for: a training run of ``commit``, or an audit of the run ``audits``."""
+
+    purpose: Purpose
+    commit: str
+    seed: int
+    steps: int
+    audits: str = ""
 
 
 def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
@@ -191,16 +205,36 @@ class Campaign:
         count = min(len(self.site.devices), self.spending.budget_runs or max(self.rule.looks), max(self.rule.looks))
         seeds = range(first, first + count)
         self.observer.phase("training the incumbent")
-        results = self.complete([(self.state.tip, seed, self.bank.tip_steps) for seed in seeds], "baseline")
+        results = self.complete([Need("baseline", self.state.tip, seed, self.bank.tip_steps) for seed in seeds])
         for result in results:  # known to fail since the night before
             if not self.state.merges:
                 self.check_incumbent(self.state.runs[result.id], result)
+        if not self.state.merges:
+            self.calibrate_audits(results[0])
         values = [score.value for result in results for name, score in result.scores.items() if name == "val"]
         self.ledger.append("baseline", {"values": values, "seconds": [r.seconds for r in results]})
         self.observer.note(f"incumbent: {self.site.config.metric.name} "
                            + ", ".join(f"{value:.4f}" for value in values)
                            + f"; {results[0].seconds:.0f} s a run, {len(self.site.devices)} side by side, "
                            f"isolation level {results[0].level}")
+
+    def calibrate_audits(self, result: Result) -> None:
+        """Audit the incumbent's first run: how far its own answers differ is what others are allowed to.
+
+        Raises UserError when it is no arithmetic that makes them differ.
+        """
+        if not audits.wanted(self.site.config) or result.fault:
+            return
+        found = self.complete([self.audit_need(result)])[0]
+        if found.fault:
+            raise UserError(f"The target's own model cannot be audited ({found.fault}): {found.message}.",
+                            "Make it causal and deterministic, or set evaluate.audit = 0: then nothing stops a patch "
+                            "whose model looks ahead.")
+
+    def audit_need(self, result: Result) -> Need:
+        """An audit of a finished run."""
+        run_ = self.state.runs[result.id]
+        return Need("audit", run_.tree, run_.seed, run_.steps, run_.id)
 
     def give_up_rest(self) -> None:
         """What the budget left without a verdict."""
@@ -222,17 +256,23 @@ class Campaign:
         seeds = [FINAL_SEED + i for i in range(count)]
         start_steps = int(self.state.campaign["steps"])
         wanted = [item for seed in seeds
-                  for item in ((start, seed, start_steps), (self.state.tip, seed, self.bank.tip_steps))]
-        results = self.complete(wanted, "final")
+                  for item in (Need("final", start, seed, start_steps),
+                               Need("final", self.state.tip, seed, self.bank.tip_steps))]
+        results = self.complete(wanted)
         if len({tuple(sorted(result.fingerprint.items())) for result in results}) > 1:
             self.note("the gain was not measured: its runs were made on different machines or versions")
             return
+        if audits.wanted(config):
+            again = self.complete([self.audit_need(result) for result in results if not result.fault])
+            faulty = {self.state.runs[found.id].audits: found.fault for found in again if found.fault}
+            results = [dataclasses.replace(result, fault=faulty.get(result.id, result.fault)) for result in results]
+            forget_weights(self.site, [self.state.runs[result.id] for result in results])
         for result in results:
             if result.fault:
                 self.note(f"{result.id} failed on a final seed ({result.fault}): its pair is left out of the gain")
         split = "final" if config.evaluate.tier == "sealed" else "val"
         pairs = tuple(
-            Pair(seed, {split: a.scores[split].value}, {split: b.scores[split].value}, a.id, b.id)
+            Pair(seed, {split: self.bank.values(a)[split]}, {split: self.bank.values(b)[split]}, a.id, b.id)
             for seed, a, b in zip(seeds, results[::2], results[1::2], strict=True) if not (a.fault or b.fault))
         final = Rule(self.rule.alpha, 1, (count,), self.rule.floor, 0, self.rule.direction, split, None)
         found = estimate(pairs, final)
@@ -259,29 +299,28 @@ class Campaign:
     def start_wanted(self) -> bool:
         """Start one run that a trial waits for; nearest to a verdict first."""
         for trial in sorted(self.trials, key=lambda t: (-t.asked, t.attempt.number)):
-            for purpose, commit, seed, steps in self.wants(trial):
-                device = self.device_for(seed) if purpose != "preflight" else ""
+            for need in self.wants(trial):
+                device = self.device_for(need.seed) if need.purpose != "preflight" else ""
                 free = self.slots.free(device)
-                if free and not self.spending.forbids(purpose, self.clock()):
-                    self.start(purpose, commit, seed, steps, free, trial)
+                if free and not self.spending.forbids(need.purpose, self.clock()):
+                    self.start(need, free, trial)
                     return True
         return False
 
-    def wants(self, trial: Trial) -> list[tuple[Purpose, str, int, int]]:
-        """(purpose, commit, seed, steps) of the runs that this trial still needs and that are not on their way."""
+    def wants(self, trial: Trial) -> list[Need]:
+        """The runs that this trial still needs and that are not on their way."""
         candidate, tip = trial.candidate, self.state.tip
         if not trial.asked:
             running = any(run_.candidate == trial.id for run_ in self.slots.busy)
             first, probe = self.site.config.seeds.first, self.site.config.budget.probe_steps
-            return [] if running else [("preflight", candidate.head, first, probe)]
-        found: list[tuple[Purpose, str, int, int]] = []
-        for seed in self.seeds(trial)[: trial.asked]:
-            for purpose, commit, steps in (("pair", candidate.head, self.steps_of(trial)),
-                                           ("baseline", tip, self.bank.tip_steps)):
-                tree = self.bank.tree(commit)
-                if self.bank.result(tree, seed, steps) is None and not self.on_its_way(tree, seed, steps):
-                    found.append((purpose, commit, seed, steps))  # type: ignore[arg-type]
-        return found
+            return [] if running else [Need("preflight", candidate.head, first, probe)]
+        if trial.due:
+            needs = [self.audit_need(self.state.results[name]) for name in trial.due]
+        else:
+            needs = [need for seed in self.seeds(trial)[: trial.asked]
+                     for need in (Need("pair", candidate.head, seed, self.steps_of(trial)),
+                                  Need("baseline", tip, seed, self.bank.tip_steps))]
+        return [need for need in needs if self.result(need) is None and not self.on_its_way(need)]
 
     def draw(self) -> bool:
         """Propose and patch once; False when there is nothing more to propose."""
@@ -372,7 +411,7 @@ class Campaign:
             trial = next((t for t in self.trials if t.id == run_.candidate), None)
             if run_.purpose == "preflight" and trial is not None:
                 self.absorb_preflight(trial, run_, result)
-            elif run_.purpose in ("baseline", "final"):
+            elif run_.candidate is None:
                 self.check_incumbent(run_, result)
             if trial is not None and trial in self.trials and self.bank.tries(run_) >= INFRA_TRIES and (
                     result.fault == "infra"):
@@ -418,6 +457,9 @@ class Campaign:
                 if not (isinstance(early, Ruling) and early.outcome == "rejected"):
                     return
             ruling = judge(trial.pairs, self.rule)
+            trial.due = audits.due(trial.pairs, ruling, self.state) if audits.wanted(self.site.config) else []
+            if trial.due:  # bulk answers alone carry nobody further
+                return
             if isinstance(ruling, Ruling):
                 return self.rule_on(trial, ruling)
             trial.asked = len(trial.pairs) + ruling.pairs
@@ -428,7 +470,8 @@ class Campaign:
         fault = next((pair.fault for pair in trial.pairs if pair.fault), None)
         why = "".join(f" ({self.state.results[pair.candidate_run].message})" for pair in trial.pairs if pair.fault)
         verdict = Verdict(trial.id, ruling.outcome, "measure" if fault else "judge", ruling.reason + why, fault,
-                          ruling.estimate, tuple(trial.pairs), ruling.evidence)
+                          ruling.estimate, tuple(trial.pairs),
+                          ruling.evidence | audits.evidence(trial.pairs, self.state))
         self.ledger.append("verdict", verdict)
         attempt = self.state.attempts[trial.id]
         if ruling.outcome == "accepted":
@@ -440,6 +483,7 @@ class Campaign:
     def refuse(self, attempt: Attempt, candidate: Candidate, verdict: Verdict) -> None:
         """Keep a refused candidate as a ref that says why."""
         merge.refuse(self.site.repo, candidate, attempt.proposal, verdict, self.site.folder.name, self.clock())
+        forget_weights(self.site, attempt.runs)
 
     def accept(self, attempt: Attempt, candidate: Candidate, verdict: Verdict) -> None:
         """Intent, compare-and-swap, outcome; then the other trials start over on the new tip."""
@@ -448,6 +492,7 @@ class Campaign:
         self.ledger.append("merge_intent", prepared)
         merge.complete_merge(self.site.repo, prepared)
         self.ledger.append("merge", prepared)
+        forget_weights(self.site, attempt.runs)
         others, self.trials = self.trials, []
         for other in others:
             self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
@@ -523,32 +568,52 @@ class Campaign:
         """A seed's runs all use one device, so that a pair shares it."""
         return self.site.devices[seed % len(self.site.devices)]
 
-    def on_its_way(self, tree: str, seed: int, steps: int) -> bool:
-        return any(r.tree == tree and r.seed == seed and r.steps == steps and r.purpose != "preflight"
-                   for r in self.slots.busy)
+    def on_its_way(self, need: Need) -> bool:
+        tree = self.bank.tree(need.commit)
+        return any(r.tree == tree and r.seed == need.seed and r.steps == need.steps and r.purpose != "preflight"
+                   and r.audits == need.audits for r in self.slots.busy)
 
-    def complete(self, wanted: list[tuple[str, int, int]], purpose: Purpose) -> list[Result]:
-        """Results of (commit, seed, steps), run where they are not known; in the order asked."""
+    def result(self, need: Need) -> Result | None:
+        """What is known already of the run or audit that is needed."""
+        if need.purpose == "audit":
+            return audits.audited(self.state).get(need.audits)
+        return self.bank.result(self.bank.tree(need.commit), need.seed, need.steps)
+
+    def complete(self, needs: list[Need]) -> list[Result]:
+        """The results of ``needs``, run where they are not known; in the order asked."""
         while True:
-            missing = [(commit, seed, steps) for commit, seed, steps in wanted
-                       if self.bank.result(self.bank.tree(commit), seed, steps) is None]
+            missing = [need for need in needs if self.result(need) is None]
             if not missing:
-                return [r for c, s, n in wanted if (r := self.bank.result(self.bank.tree(c), s, n)) is not None]
-            for commit, seed, steps in missing:
-                device = self.slots.free(self.device_for(seed))
-                if device and not self.on_its_way(self.bank.tree(commit), seed, steps):
-                    self.start(purpose, commit, seed, steps, device, None)
+                return [found for need in needs if (found := self.result(need)) is not None]
+            for need in missing:
+                device = self.slots.free(self.device_for(need.seed))
+                if device and not self.on_its_way(need):
+                    self.start(need, device, None)
             self.absorb(self.slots.wait(TICK_SECONDS))
 
-    def start(self, purpose: Purpose, commit: str, seed: int, steps: int, device: str, trial: Trial | None) -> None:
+    def start(self, need: Need, device: str, trial: Trial | None) -> None:
         """Intent line, then the job."""
-        owner = trial.id if trial is not None and purpose in ("pair", "preflight") else None
-        run_ = new_run(self.site, purpose, self.bank.tree(commit), seed, steps, device, owner, set(self.state.runs))
-        twin = purpose == "preflight" and self.site.config.train.served
-        job = job_of(self.site, run_, self.site.source(commit), self.site.source(self.state.tip) if twin else None,
-                     compile_cache(self.site, self.state), keeps_cache(self.site, self.state, run_))
+        known = set(self.state.runs)
+        if need.purpose == "audit":
+            run_ = audit_of(self.state.runs[need.audits], known)
+            job = self.audit_job(run_)
+        else:
+            owner = trial.id if trial is not None and need.purpose in ("pair", "preflight") else None
+            run_ = new_run(self.site, need.purpose, self.bank.tree(need.commit), need.seed, need.steps, device, owner,
+                           known)
+            twin = need.purpose == "preflight" and self.site.config.train.served
+            job = job_of(self.site, run_, self.site.source(need.commit),
+                         self.site.source(self.state.tip) if twin else None,
+                         compile_cache(self.site, self.state), keeps_cache(self.site, self.state, run_))
         self.ledger.append("run_started", run_)
         self.slots.start(run_, job)
+
+    def audit_job(self, run_: Run) -> Job:
+        """A candidate is compared with the incumbent, and all are held to what the incumbent's first run showed."""
+        audited = self.state.runs[run_.audits]
+        incumbent = self.bank.place(self.state.tip, run_.seed, self.bank.tip_steps) if run_.candidate else None
+        allowed = audits.WIDEST if audited.purpose == "baseline" else audits.tolerance(self.state)
+        return audit_job(self.site, run_, audited, self.site.source(run_.tree), allowed, incumbent)
 
     def drop(self, trial: Trial) -> None:
         """Take a trial off the slots."""
@@ -603,7 +668,8 @@ class Campaign:
 
     def label(self, run_: Run) -> str:
         who = run_.candidate or ("start or tip" if run_.purpose == "final" else "incumbent")
-        return f"{who} preflight" if run_.purpose == "preflight" else f"{who} seed {run_.seed}"
+        what = {"preflight": "preflight", "audit": f"audit of seed {run_.seed}"}
+        return f"{who} {what.get(run_.purpose, f'seed {run_.seed}')}"
 
 
 def probed(config: Config) -> bool:

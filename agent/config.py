@@ -66,7 +66,8 @@ class Evaluate(Section):
                          "training run left in {out}")
     pattern: str = Field("", description="regular expression with one group that finds the metric in the output")
     rows: int = Field(256, ge=1, description="rows of each split that are scored")
-    audit: int = Field(128, ge=8, description="prefixes of each split scored blind, against non-causal models")
+    audit: int = Field(128, ge=0, description="rows of each split that an audit asks a prefix of, against non-causal "
+                       "models; 0: no audits")
     seconds: float = Field(300.0, gt=0, description="wall limit of one evaluation")
 
 

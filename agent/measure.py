@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shlex
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from agent import audits
 from agent.git import matches
 from agent.ledger import State
 from agent.records import Purpose, Result, Run
 from agent.site import SPLITS, Site
 from sandbox.engine import LocalEngine
-from sandbox.job import Batches, Evaluation, Job, Limits, Progress, read_progress
+from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Progress, bulk_file, read_progress
 from sandbox.view import inner_device
 
 POLL_SECONDS = 0.2
@@ -21,13 +24,42 @@ POLL_SECONDS = 0.2
 def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: int, device: str,
             candidate: str | None, known: set[str]) -> Run:
     """A run with an id that says what it is: ``<tree>-s<seed>-n<steps>``, with a counter when it is a repeat."""
-    stem = f"{commit_tree[:12]}-{'preflight' if purpose == 'preflight' else f's{seed}-n{steps}'}"
+    name = _new_name(f"{commit_tree[:12]}-{'preflight' if purpose == 'preflight' else f's{seed}-n{steps}'}", known)
+    splits = {"preflight": (), "final": ("final",)}.get(purpose, ("val", "confirm"))
+    return Run(name, purpose, commit_tree, seed, steps, device, f"jobs/{name}", candidate, splits)
+
+
+def audit_of(run: Run, known: set[str]) -> Run:
+    """The audit of ``run``, on its own device, as ``<run>-audit``."""
+    name = _new_name(f"{run.id}-audit", known)
+    return dataclasses.replace(run, id=name, purpose="audit", folder=f"jobs/{name}", audits=run.id)
+
+
+def _new_name(stem: str, known: set[str]) -> str:
     name, count = stem, 1
     while name in known:
         count += 1
         name = f"{stem}.{count}"
-    splits = {"preflight": (), "final": ("final",)}.get(purpose, ("val", "confirm"))
-    return Run(name, purpose, commit_tree, seed, steps, device, f"jobs/{name}", candidate, splits)
+    return name
+
+
+def audit_job(site: Site, run: Run, audited: Run, source: Path, tolerance: tuple[float, float],
+              incumbent: Run | None = None) -> Job:
+    """The sandbox's job for an audit. ``incumbent``: its run on the same seed, if there is one to compare with."""
+    whole = job_of(site, run, source)
+    assert whole.evaluation is not None
+    place = site.folder / audited.folder
+    other = site.folder / incumbent.folder if incumbent is not None else None
+    known = other is not None and all(bulk_file(other, split).exists() for split in run.splits)  # not freed meanwhile
+    return dataclasses.replace(
+        whole, kind="audit", weights=str(place / WEIGHTS), bulk=str(place), reference=str(other) if known else "",
+        evaluation=dataclasses.replace(whole.evaluation, largest=tolerance[0], mean=tolerance[1]))
+
+
+def forget_weights(site: Site, runs: Iterable[Run]) -> None:
+    """Delete the weights of runs that nobody will audit any more."""
+    for run in runs:
+        (site.folder / run.folder / WEIGHTS).unlink(missing_ok=True)
 
 
 def compile_cache(site: Site, state: State) -> Path | None:
@@ -63,6 +95,7 @@ def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, ca
         evaluation=None if run.purpose == "preflight" else _evaluation(site, run, source),
         limits=Limits(limits.wall_seconds, limits.memory_mb, limits.processes, limits.log_mb, limits.scratch_mb,
                       limits.weights_mb),
+        keep_weights=run.trains and audits.wanted(config),
         compile_cache=str(cache or ""), keep_compile_cache=keep_cache and cache is None,
         check=run.purpose == "preflight", max_level=site.level,
         min_level=site.least_level)

@@ -17,7 +17,7 @@ from sandbox.job import Fault, Result, Tier
 Author = Literal["llm", "ideas", "search", "human"]
 Stage = Literal["propose", "patch", "preflight", "measure", "judge", "merge"]
 Outcome = Literal["accepted", "rejected", "inconclusive"]
-Purpose = Literal["baseline", "preflight", "pair", "final"]
+Purpose = Literal["baseline", "preflight", "pair", "final", "audit"]
 
 T = TypeVar("T")
 
@@ -100,6 +100,13 @@ class Run:
     folder: str
     candidate: str | None = None
     splits: tuple[str, ...] = ()
+    audits: str = ""
+    """Id of the run whose weights are asked again; only of an audit."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether this is a training run of full length."""
+        return self.purpose not in ("preflight", "audit")
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,10 +20,10 @@ class Spending:
     until: datetime.datetime | None
 
     def forbids(self, purpose: Purpose, now: datetime.datetime) -> bool:
-        """Whether the budget of runs or the clock forbids one more run. Tiny runs are not counted."""
+        """Whether the budget of runs or the clock forbids one more run. Tiny runs and audits are not counted."""
         if purpose == "final":
             return False
-        if self.budget_runs is not None:
+        if self.budget_runs is not None and purpose != "audit":
             reserve = min(2 * self.site.config.judge.final_pairs, self.budget_runs // 3)
             if self.used_runs >= self.budget_runs - reserve:
                 return True
@@ -31,7 +31,7 @@ class Spending:
 
     @property
     def used_runs(self) -> int:
-        return sum(r.purpose != "preflight" for r in self.state.runs.values())
+        return sum(r.trains for r in self.state.runs.values())
 
     def final_pairs(self) -> int:
         """Pairs for the final number: as configured, or what the budget of runs has left. Those of a night that

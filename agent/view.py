@@ -120,7 +120,7 @@ def merged_sum(state: State) -> float:
 
 def training_runs(state: State) -> int:
     """Full training runs that were started; the tiny preflight runs are not counted."""
-    return sum(run.purpose != "preflight" for run in state.runs.values())
+    return sum(run.trains for run in state.runs.values())
 
 
 def status(state: State, alive: bool) -> dict[str, Any]:

@@ -9,6 +9,7 @@ into place; a folder without ``result.json`` whose supervisor is gone was lost t
     progress.json   Progress, replaced about twice a second: for screens, never for decisions
     log.txt         what the job printed: bounded, control bytes stripped
     weights.safetensors   the last complete weights frame (kept only when ``Job.keep_weights``)
+    bulk-SPLIT.npy  float32 [rows, sequence]: nats of each scored token (sealed tier)
     result.json     Result
 
 Units: seconds are wall seconds of the supervisor's monotonic clock unless a name says otherwise; sizes are MiB.
@@ -26,6 +27,8 @@ from pydantic import TypeAdapter
 
 Fault = Literal["crash", "oom", "nan", "timeout", "no_metric", "non_causal", "infra"]
 """Why a job gave no valid number. ``infra`` is the machine's fault and is never held against the code."""
+
+WEIGHTS = "weights.safetensors"
 
 Tier = Literal["sealed", "protected", "reported"]
 """Where the number comes from: a trusted scorer, the repo's own restored evaluation, or the job's own print."""
@@ -62,7 +65,8 @@ class Evaluation:
     """How the number is made.
 
     ``sealed``: ``command`` starts a model server in a fresh box; the trusted scorer sends it rows of each split
-    and computes bits per byte. ``protected``: ``command`` runs the repo's own evaluation in a fresh box that sees
+    and computes bits per byte. A job of kind ``audit`` asks the same weights again, in boxes that know nothing of the
+    first answers. ``protected``: ``command`` runs the repo's own evaluation in a fresh box that sees
     the job's output folder read-only, and prints the metric. ``reported``: no command; the pattern is read from
     the training log.
     """
@@ -76,7 +80,11 @@ class Evaluation:
     rows: int = 256
     """Rows of each split scored in bulk."""
     audit: int = 128
-    """Prefixes of each split scored without showing the server what follows."""
+    """Rows of each split of which an audit scores one prefix each without showing the server what follows."""
+    largest: float = 0.0
+    """Largest difference of one answer that an audit passes, in nats, if wider than the device's (sandbox/audit.py)."""
+    mean: float = 0.0
+    """Mean difference that is never held against a model, in nats, if wider than the device's."""
     pattern: str = ""
     """Regular expression with one group: the metric (protected and reported tiers); the last match counts."""
     overlay: str = ""
@@ -86,7 +94,11 @@ class Evaluation:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One training run. ``kind="twin"`` runs ``source`` and ``twin_source`` in lock step, one batch each in turn."""
+    """One training run; or, by its ``kind``, something smaller.
+
+    ``twin`` runs ``source`` and ``twin_source`` in lock step, one batch each in turn. ``audit`` trains nothing: it
+    asks the model of ``weights`` about prefixes of text whose whole rows were scored before.
+    """
 
     id: str
     source: str
@@ -97,8 +109,15 @@ class Job:
     steps: int
     """Batches granted to the job; 0 where the target counts for itself."""
     preset: str = ""
-    kind: Literal["train", "twin"] = "train"
+    kind: Literal["train", "twin", "audit"] = "train"
     twin_source: str = ""
+    weights: str = ""
+    """Weights file of an audit, as the audited run handed them over."""
+    bulk: str = ""
+    """Folder with the audited run's ``bulk-SPLIT.npy``."""
+    reference: str = ""
+    """Folder with the same of the incumbent's run on this seed: where a model beats it most is audited too. Empty:
+    no such run."""
     device: str = "cpu"
     """``cpu`` or ``cuda:N``."""
     threads: int = 1
@@ -131,11 +150,16 @@ class Score:
     """Bits per byte of one split (sealed tier), or the metric as read (other tiers, split ``val``)."""
 
     value: float
+    """The number that counts: after an audit the corrected one, else what whole rows gave."""
     bulk: float | None = None
     audit_mean: float | None = None
-    """Mean of prefix NLL minus bulk NLL over the audited positions, in nats."""
+    """Mean of prefix NLL minus bulk NLL over the audited positions, in nats; None: not audited."""
     audit_max: float | None = None
     audit_se: float | None = None
+    targeted_max: float | None = None
+    """Largest such difference where the model beats the incumbent most; None: there was nothing to beat."""
+    error: float | None = None
+    """Standard error of a corrected ``value``, in its unit."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +232,11 @@ class Result:
 
 
 JOB, RESULT, PROGRESS = TypeAdapter(Job), TypeAdapter(Result), TypeAdapter(Progress)
+
+
+def bulk_file(folder: Path, split: str) -> Path:
+    """Where the answers on ``split`` of the job in ``folder`` are kept."""
+    return folder / f"bulk-{split}.npy"
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -1,19 +1,9 @@
 """The trusted scorer: bits per byte of held-out text under a model that lives in another, untrusted process.
 
-The model server gets the weights and is asked in two ways. *Audit*: prefixes of held-out rows, answered by logits of
-the next token, which that process was never shown; the log-softmax is computed here. *Bulk*: whole rows, answered by
-one negative log-likelihood (NLL) a token. A model that looks ahead, or whose probabilities do not sum to one, gains in
-bulk and not in the audit. With d = NLL_prefix - NLL_bulk at the audited positions,
-
-    corrected = mean(bulk) + mean(d)
-
-is a control variate: unbiased for the honest loss of a model that treats audited rows like the others, even if its
-bulk answers lie, and nearly free of noise if they do not. A significant d is the fault ``non_causal``. Units: nats
-inside, bits per UTF-8 byte outside.
-
-Covers: targets seen in attention or state, unnormalised probabilities, state carried between rows. Does not cover: a
-leak at so few positions that the random cuts miss it (chance (1 - share) ** audits a split), or a server that
-remembers which rows were audited: one process answers both.
+The model server gets the weights and whole rows, and answers one negative log-likelihood (NLL) a token: *bulk*
+scoring. Such a server is shown the targets with the inputs, so its answers alone prove nothing: a model that looks
+ahead, carries state from row to row, or whose probabilities do not sum to one scores too well. They are good enough to
+screen with; what is believed is audited (sandbox/audit.py). Units: nats inside, bits per UTF-8 byte outside.
 """
 
 from __future__ import annotations
@@ -33,17 +23,11 @@ import numpy.typing as npt
 
 from sandbox import view
 from sandbox.faults import JobFault
-from sandbox.job import Batches, Evaluation, Job, Score
+from sandbox.job import Batches, Evaluation, Job, Score, bulk_file
 from sandbox.wire import WireError, receive, send
 
 CHUNK = 32
 """Rows of one bulk question."""
-CUTS = 8
-"""Different prefix lengths a split, one drawn from each eighth of the row."""
-LARGEST = {"cpu": 0.1, "cuda": 0.5}
-"""Largest |d| in nats. bf16 kernels answer differently at different shapes, hence more on a GPU."""
-MEAN = {"cpu": 1e-3, "cuda": 5e-3}
-"""Smallest |mean d| in nats that is ever held against a model."""
 
 Ids = npt.NDArray[np.uint16]
 Nats = npt.NDArray[np.float64]
@@ -72,6 +56,11 @@ class Server:
                                     "which no probability has")
         return answer
 
+    def end(self) -> None:
+        """All answers are here: how the server ends is of no interest."""
+        with contextlib.suppress(WireError):
+            send(self.sock, b"E")
+
     def _floats(self, kind: bytes, shape: tuple[int, int]) -> Nats:
         size = 4 * shape[0] * shape[1]
         got, payload = receive(self.sock, max(size, 1 << 16))
@@ -84,12 +73,25 @@ class Server:
         return values
 
 
-def score(sock: socket.socket, job: Job, evaluation: Evaluation, batches: Batches, weights: bytes | bytearray,
-          on_split: Callable[[int, int], None]) -> tuple[dict[str, Score], str]:
-    """(score of each split, complaint about a non-causal model or ""). Raises WireError or JobFault.
+@dataclass(frozen=True, slots=True)
+class HeldOut:
+    """The scored rows of one split: token ids [rows, sequence + 1], and the UTF-8 bytes of each target
+    [rows, sequence]. Targets of 0 bytes (special tokens) count neither as nats nor as bytes."""
 
-    ``on_split(done, all)`` is for screens. The wall limit is the caller's: it kills the server, which ends the wait.
-    """
+    rows: Ids
+    weight: Nats
+
+    @property
+    def counted(self) -> npt.NDArray[np.bool_]:
+        return self.weight > 0
+
+    def per_byte(self, nats: float) -> float:
+        """Bits per byte of ``nats`` over all counted targets."""
+        return nats / (math.log(2) * float(self.weight.sum()))
+
+
+def greet(sock: socket.socket, job: Job, batches: Batches, weights: bytes | bytearray) -> Server:
+    """Give a fresh model server its settings and weights, and wait until it is ready. Raises WireError or JobFault."""
     settings = {"rows": CHUNK, "sequence": batches.sequence, "vocab": batches.vocab, "preset": job.preset,
                 "device": view.inner_device(job.device), "threads": job.threads}
     send(sock, b"S", json.dumps(settings).encode())
@@ -97,30 +99,56 @@ def score(sock: socket.socket, job: Job, evaluation: Evaluation, batches: Batche
     kind, payload = receive(sock, 1 << 16)
     if kind != b"R" or payload:
         raise JobFault("crash", f"the model server sent {kind!r} where it should have said that it is ready")
-    server = Server(sock, batches.vocab, batches.sequence)
-    sizes = np.load(evaluation.token_bytes, allow_pickle=False).astype(np.float64)
-    device = job.device.partition(":")[0]
+    return Server(sock, batches.vocab, batches.sequence)
+
+
+def score(server: Server, texts: dict[str, HeldOut], folder: Path,
+          on_split: Callable[[int, int], None]) -> dict[str, Score]:
+    """Bulk score of each split. Raises WireError or JobFault.
+
+    Every answer is kept as ``folder/bulk-SPLIT.npy``, for an audit to compare with. ``on_split(done, all)`` is for
+    screens. The wall limit is the caller's: it kills the server, which ends the wait.
+    """
     scores: dict[str, Score] = {}
-    complaints: list[str] = []
-    for done, (name, path) in enumerate(evaluation.splits.items()):
-        on_split(done, len(evaluation.splits))
-        rows, spare = held_out_rows(Path(path), evaluation.rows, batches.sequence)
-        if max(rows.max(), spare.max()) >= min(len(sizes), batches.vocab):
+    for done, (name, text) in enumerate(texts.items()):
+        on_split(done, len(texts))
+        answers = bulk(server, text.rows, random.SystemRandom())
+        np.save(bulk_file(folder, name), answers.astype(np.float32))
+        value = text.per_byte(float(answers[text.counted].sum()))
+        scores[name] = Score(value, value)
+    server.end()
+    return scores
+
+
+def bulk(server: Server, rows: Ids, chance: random.Random) -> Nats:
+    """NLLs of whole rows, asked in an order that nobody can foresee."""
+    order = np.array(chance.sample(range(len(rows)), len(rows)))
+    answers = np.empty((len(rows), rows.shape[1] - 1))
+    for begin in range(0, len(rows), CHUNK):
+        some = order[begin:begin + CHUNK]
+        answers[some] = server.bulk(rows[some])
+    return answers
+
+
+def held_out(evaluation: Evaluation, batches: Batches) -> dict[str, HeldOut]:
+    """The scored rows of each split. Raises ValueError when a token file does not fit the vocabulary."""
+    sizes = np.load(evaluation.token_bytes, allow_pickle=False).astype(np.float64)
+    texts: dict[str, HeldOut] = {}
+    for name, path in evaluation.splits.items():
+        rows = held_out_rows(Path(path), evaluation.rows, batches.sequence)
+        if rows.max() >= min(len(sizes), batches.vocab):
             raise ValueError(f"{path} holds token ids beyond the vocabulary")
-        scores[name], complaint = score_split(server, rows, spare, evaluation.audit, sizes, device,
-                                              random.SystemRandom())
-        if complaint:
-            complaints.append(f"{name}: {complaint}")
-    with contextlib.suppress(WireError):  # all answers are here: how the server ends is of no interest
-        send(sock, b"E")
-    return scores, "; ".join(complaints)
+        texts[name] = HeldOut(rows, sizes[rows[:, 1:]])
+        if not texts[name].counted.any():
+            raise ValueError(f"no token of {path} has bytes")
+    return texts
 
 
-def held_out_rows(path: Path, most: int, sequence: int) -> tuple[Ids, Ids]:
-    """(scored rows, spare rows) of sequence + 1 tokens, not overlapping; the spare ones are for audits.
+def held_out_rows(path: Path, most: int, sequence: int) -> Ids:
+    """Rows of sequence + 1 tokens that are scored.
 
-    At most ``most`` rows, and at most two thirds of the split, are scored: the same in every run, spread evenly over
-    the split, since neighbouring rows come from one document (the first 256 rows of 65 files would be eight files).
+    At most ``most`` rows, and at most two thirds of the split: the same in every run, spread evenly over the split,
+    since neighbouring rows come from one document (the first 256 rows of 65 files would be eight files).
     """
     tokens = np.memmap(path, dtype="<u2", mode="r")
     whole = len(tokens) // (sequence + 1)
@@ -128,75 +156,4 @@ def held_out_rows(path: Path, most: int, sequence: int) -> tuple[Ids, Ids]:
     if count < 2:
         raise ValueError(f"{path.name} has {len(tokens)} tokens, too few for three rows of {sequence + 1}")
     table = np.array(tokens[:whole * (sequence + 1)]).reshape(whole, sequence + 1)
-    scored = np.arange(count) * whole // count
-    return table[scored], np.delete(table, scored, axis=0)
-
-
-def score_split(server: Server, rows: Ids, spare: Ids, audit: int, sizes: Nats, device: str,
-                chance: random.Random) -> tuple[Score, str]:
-    """Audit, then bulk, on one split: the score and a complaint, or "". Raises WireError or JobFault.
-
-    ``sizes``: UTF-8 bytes of each token id. Targets of 0 bytes (special tokens) count neither as nats nor as bytes.
-    The audit comes first, so that at that time the process has seen nothing that follows a prefix. It is made on
-    ``spare`` rows, which are no part of the score: a model that remembers their prefixes knows nothing of the scored
-    rows. In bulk both kinds come in one random order, so that whatever else a model gains from memory it also gains
-    at the audited positions, where it shows in the difference and is taken off the score.
-    """
-    picks = chance.sample(range(len(spare)), min(audit, len(spare)))
-    audited = spare[picks]
-    where = cut(len(audited), rows.shape[1] - 1, chance)
-    prefix = np.concatenate([
-        nll(server.logits(audited[picked, :length]), audited[picked, length]) for length, picked in where])
-    every = np.concatenate([rows, audited])
-    order = np.array(chance.sample(range(len(every)), len(every)))
-    answers = np.empty((len(every), rows.shape[1] - 1))
-    for begin in range(0, len(every), CHUNK):
-        some = order[begin:begin + CHUNK]
-        answers[some] = server.bulk(every[some])
-    bulk, again = answers[:len(rows)], answers[len(rows):]
-    same = np.concatenate([again[picked, length - 1] for length, picked in where])
-    weight = sizes[rows[:, 1:]]
-    counted = weight > 0
-    if not counted.any():
-        raise ValueError("no token of the held-out rows has bytes")
-    held = np.concatenate([sizes[audited[picked, length]] > 0 for length, picked in where])
-    difference = (prefix - same)[held]
-    mean, error, largest = _summary(difference)
-    total, size = float(bulk[counted].sum()), float(weight.sum())
-    per_byte = 1 / (math.log(2) * size)
-    result = Score((total + mean * int(counted.sum())) * per_byte, total * per_byte, mean, largest, error)
-    return result, _complaint(mean, error, largest, len(difference), device)
-
-
-def cut(rows: int, sequence: int, chance: random.Random) -> list[tuple[int, list[int]]]:
-    """(prefix length, rows) groups: all rows in random order, lengths from 1 to ``sequence`` evenly covered."""
-    order = chance.sample(range(rows), rows)
-    groups = min(CUTS, sequence, len(order))
-    lengths = [1 + chance.randrange(sequence * group // groups, sequence * (group + 1) // groups)
-               for group in range(groups)]
-    chance.shuffle(lengths)
-    return [(length, order[group::groups]) for group, length in enumerate(lengths)]
-
-
-def nll(logits: Nats, targets: Ids) -> Nats:
-    """Own log-softmax in float64: n x vocab logits, n targets -> n NLLs in nats."""
-    top = logits.max(axis=1, keepdims=True)
-    normaliser = top[:, 0] + np.log(np.exp(logits - top).sum(axis=1))
-    answer: Nats = normaliser - logits[np.arange(len(targets)), targets]
-    return answer
-
-
-def _summary(difference: Nats) -> tuple[float, float, float]:
-    """(mean, standard error of the mean, largest absolute value) of d; zeros when nothing was audited."""
-    if len(difference) < 2:
-        return 0.0, 0.0, float(np.abs(difference).max(initial=0.0))
-    error = float(difference.std(ddof=1)) / math.sqrt(len(difference))
-    return float(difference.mean()), error, float(np.abs(difference).max())
-
-
-def _complaint(mean: float, error: float, largest: float, count: int, device: str) -> str:
-    """The facts when prefix and bulk answers differ by more than arithmetic does; most such models are innocent."""
-    if largest <= LARGEST[device] and abs(mean) <= max(4 * error, MEAN[device]):
-        return ""
-    return (f"predictions change when later tokens are hidden: over {count} positions by {mean:+.4f} nats on average "
-            f"(SE {error:.4f}), at most {largest:.3f}; the model is not causal or not deterministic")
+    return np.asarray(table[np.arange(count) * whole // count])

@@ -18,13 +18,14 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
+from sandbox import audit, gpu, overlay, process, score, twin, weights
 from sandbox import box as boxes
-from sandbox import gpu, overlay, process, score, twin, weights
 from sandbox.account import Account
 from sandbox.faults import JobFault, exception_name, from_exit
 from sandbox.fingerprint import fingerprint
-from sandbox.job import RESULT, Evaluation, Job, Result, Score, read_job, write_atomically
+from sandbox.job import RESULT, WEIGHTS, Evaluation, Job, Result, Score, read_job, write_atomically
 from sandbox.running import RunningBox, start
 from sandbox.serve_batches import Trainee, trainee
 from sandbox.view import BoxSpec
@@ -35,6 +36,7 @@ GRACE = 1.0
 CRASH_GRACE = 5.0
 """Seconds for a job that closed the wire to be gone, so that its exit says why."""
 FLOAT = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
+T = TypeVar("T")
 PRINTED = re.compile(rf"^\s*([A-Za-z_][\w./-]{{0,40}})\s*[:=]\s*({FLOAT})\s*$", re.MULTILINE)
 
 
@@ -58,6 +60,8 @@ class Supervisor:
             self._check()
             if self.job.kind == "twin":
                 self._twin()
+            elif self.job.kind == "audit" and self.job.evaluation is not None:
+                self._audit(self.job.evaluation)
             else:
                 data = self._train()
                 if self.job.evaluation is not None:
@@ -79,6 +83,8 @@ class Supervisor:
             raise JobFault("infra", f"only isolation level {int(self._level)} holds, {job.min_level} is wanted ({why})")
         if (job.kind == "twin" or (evaluation is not None and evaluation.tier == "sealed")) and job.batches is None:
             raise JobFault("infra", "a twin job and a sealed evaluation need served batches")
+        if job.kind == "audit" and (evaluation is None or evaluation.tier != "sealed"):
+            raise JobFault("infra", "an audit needs a sealed evaluation")
         if evaluation is not None and evaluation.tier != "reported" and not evaluation.command:
             raise JobFault("infra", f"a {evaluation.tier} evaluation needs a command")
         number = gpu.index(job.device)
@@ -236,7 +242,7 @@ class Supervisor:
         account.parameters, account.weights_bytes, account.weights_sha256 = facts.parameters, facts.size, facts.sha256
         account.nonfinite = facts.nonfinite
         if self.job.keep_weights:
-            write_atomically(self.folder / "weights.safetensors", bytes(data))
+            write_atomically(self.folder / WEIGHTS, bytes(data))
         if facts.nonfinite:
             raise JobFault("nan", f"{len(facts.nonfinite)} weight tensors hold NaN or infinity, "
                                   f"first {facts.nonfinite[0]!r}")
@@ -293,37 +299,67 @@ class Supervisor:
             self.account.scores = {"val": _metric(evaluation.pattern, (self.folder / "log.txt"))}
             return
         self.account.phase = "evaluate"
+        try:
+            if evaluation.tier == "sealed":
+                assert data is not None and self.job.batches is not None
+                texts = score.held_out(evaluation, self.job.batches)
+                self.account.scores = self._ask("evaluate", evaluation, data, lambda server: score.score(
+                    server, texts, self.folder, self.account.on_split))
+            else:
+                self._protected(evaluation)
+        finally:
+            self.account.evaluate_seconds = time.monotonic() - began
+
+    def _protected(self, evaluation: Evaluation) -> None:
+        """Protected tier: the repo's own evaluation, with its protected files as they were. Raises JobFault."""
         source = Path(self.job.source)
         if evaluation.overlay:
             source = overlay.merge(source, Path(evaluation.overlay), self.folder / "merged")
-        sealed = evaluation.tier == "sealed"
-        box = self._start("evaluate", evaluation.command, source, evaluation.wall_seconds, wire=sealed,
+        box = self._start("evaluate", evaluation.command, source, evaluation.wall_seconds, wire=False,
                           log="evaluate.txt", output_writable=False)
         box.watch(self.account.glance)
         try:
-            if sealed:
-                assert data is not None
-                self._score(box, evaluation, data)
-            else:
-                box.ended.wait()
-                if box.returncode != 0 or box.reason is not None:
-                    raise self._diagnose(box, "the evaluation", secret=True)
-                self.account.scores = {"val": _metric(evaluation.pattern, self.folder / "evaluate.txt")}
+            box.ended.wait()
+            if box.returncode != 0 or box.reason is not None:
+                raise self._diagnose(box, "the evaluation", secret=True)
+            self.account.scores = {"val": _metric(evaluation.pattern, self.folder / "evaluate.txt")}
         finally:
-            self.account.evaluate_charge = (box.clock.read() if self.job.device == "cpu"
-                                            else time.monotonic() - box.began)
+            self.account.evaluate_charge = self._used(box)
             box.close()
-            self.account.evaluate_seconds = time.monotonic() - began
 
-    def _score(self, box: RunningBox, evaluation: Evaluation, data: bytearray) -> None:
-        """Sealed tier: the trusted scorer against the model server in ``box``. Raises JobFault."""
-        assert box.sock is not None and self.job.batches is not None
+    def _ask(self, name: str, evaluation: Evaluation, data: bytes | bytearray, ask: Callable[[score.Server], T]) -> T:
+        """What the trusted ``ask`` gets out of a model server with these weights, in a fresh box. Raises JobFault."""
+        assert self.job.batches is not None
+        box = self._start(name, evaluation.command, Path(self.job.source), evaluation.wall_seconds, wire=True,
+                          log=f"{name}.txt", output_writable=False)
+        assert box.sock is not None
+        box.watch(self.account.glance)
         try:
-            scores, complaint = score.score(box.sock, self.job, evaluation, self.job.batches, data,
-                                            self.account.on_split)
+            return ask(score.greet(box.sock, self.job, self.job.batches, data))
         except WireError as error:
             raise self._lost(box, error, "the model server", secret=True) from error
-        self.account.scores = scores
+        finally:
+            self.account.evaluate_charge += self._used(box)
+            box.close()
+
+    def _used(self, box: RunningBox) -> float:
+        """Seconds of an evaluation's box on the charging clock."""
+        return box.clock.read() if self.job.device == "cpu" else time.monotonic() - box.began
+
+    def _audit(self, evaluation: Evaluation) -> None:
+        """Ask the weights of an earlier run again, in boxes that know nothing of its answers. Raises JobFault."""
+        assert self.job.batches is not None
+        began = time.monotonic()
+        account = self.account
+        account.phase, account.tier = "evaluate", "sealed"
+        data = Path(self.job.weights).read_bytes()
+        account.weights_sha256 = weights.inspect(data).sha256
+        try:
+            account.scores, complaint = audit.audit(
+                self.job, evaluation, score.held_out(evaluation, self.job.batches),
+                lambda name, question: self._ask(name, evaluation, data, question))
+        finally:
+            account.evaluate_seconds = time.monotonic() - began
         if complaint:
             raise JobFault("non_causal", complaint)
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import psutil
 
-from sandbox.job import Batches, Evaluation, Job, Limits, Result, read_result, write_job
+from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Result, read_result, write_job
 from sandbox.supervisor import supervise
 
 VOCAB, SEQUENCE, ROWS = 32, 24, 4
@@ -110,6 +110,8 @@ class World:
         self.sizes = np.array([0] + [1 + number % 4 for number in range(1, VOCAB)], dtype=np.uint8)
         np.save(folder / "bytes.npy", self.sizes)
         self._jobs = 0
+        self.scored: Result | None = None
+        self.trained = folder
         self.last = folder
 
     @staticmethod
@@ -159,6 +161,19 @@ class World:
         result = read_result(self.last)
         assert result is not None
         return result
+
+    def audited(self, source: Path, steps: int, reference: Path | None = None) -> Result:
+        """Train and score ``source``, then audit the weights. The result of the audit; ``scored`` has the other, and
+        ``trained`` its job folder.
+
+        ``reference``: job folder of a run to compare with, by its place.
+        """
+        evaluation = self.sealed()
+        self.scored = self.run(self.job(source, steps=steps, evaluation=evaluation, keep_weights=True))
+        assert self.scored.fault is None, self.scored
+        self.trained = self.last
+        return self.run(self.job(source, steps=steps, evaluation=evaluation, kind="audit", bulk=str(self.last),
+                                 weights=str(self.last / WEIGHTS), reference=str(reference or "")))
 
     def log(self) -> str:
         """What the last job printed."""

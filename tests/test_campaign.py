@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-from agent import cli, git, tiny
+from agent import audits, cli, git, tiny
 from agent.ledger import Attempt, State, events, replay
 from agent.records import Edit
 from agent.scripted import Delay, Fixed, Say, ScriptedModel, Status
@@ -145,7 +145,7 @@ def check_sound(folder: Path) -> State:
             assert " ".join(refused.verdict.reason.split())[:60] in " ".join(text.split())
     branches = git.run(repo, "for-each-ref", "--format=%(refname:lstrip=3)", "refs/heads/candidate").decode().split()
     assert state.phase != "finished" or set(branches) == {merge.candidate for merge in state.merges}
-    good = Counter((r.tree, r.seed, r.steps) for r in state.runs.values() if r.purpose != "preflight"
+    good = Counter((r.tree, r.seed, r.steps, r.audits) for r in state.runs.values() if r.purpose != "preflight"
                    and r.id in state.results and state.results[r.id].fault != "infra")
     assert set(good.values()) <= {1}  # no run was paid for twice
     return state
@@ -187,6 +187,59 @@ def test_exactly_the_good_patches_are_merged(night: tuple[Path, subprocess.Compl
     assert again is not None and (again.stage, again.reason) == ("patch", "the same change as 002-another-salt")
     assert len(state.attempts) == 12  # the last one met the expired key
     assert any("refuses further calls" in note for note in state.notes)
+
+
+def test_what_advances_and_what_is_merged_was_audited_first(night: tuple[Path, subprocess.CompletedProcess[str]]
+                                                            ) -> None:
+    folder = only_run(night[0] / "runs")
+    state = load(folder)
+    asked_again = audits.audited(state)
+    for name, a in by_name(state).items():
+        assert a.verdict is not None
+        runs = [pair.candidate_run for pair in a.verdict.pairs if not pair.fault]
+        due = {runs[0], runs[-1]} if a.merge else set(runs[:1]) if len(runs) > 1 else set()
+        assert due <= set(asked_again), name
+        if a.merge:
+            assert a.verdict.evidence["audits"] == 2 and float(a.verdict.evidence["audit_max"]) < 1e-5
+    assert {r.purpose for r in state.runs.values() if r.id in asked_again} == {"baseline", "pair", "final"}
+    finals = {r.id for r in state.runs.values() if r.purpose == "final"}
+    assert finals <= set(asked_again)
+    kept = list(folder.glob("jobs/*/weights.safetensors"))
+    assert {path.parent.name for path in kept} <= {r.id for r in state.runs.values() if r.purpose == "baseline"}
+
+
+PEEK = Edit("serve.py", "answer = [-flat[", "answer = [-0.01 * flat[")
+
+
+def test_a_model_that_looks_ahead_is_refused_before_it_advances(tmp_path: Path, edge: Any) -> None:
+    """... and is merged where the owner turned the audits off: the defence is what refuses it."""
+    for audit, title in ((32, "peeks"), (0, "peeks unseen")):
+        target = tmp_path / f"target{audit}"
+        tiny.write_tiny_target(target)
+        config = (target / "ratchet.toml").read_text()
+        config = config.replace('"train.py"]', '"train.py", "serve.py"]').replace('"wire.py", "serve.py"', '"wire.py"')
+        (target / "ratchet.toml").write_text(config.replace("audit = 32", f"audit = {audit}"))
+        tiny.commit(target, "Let the server be edited")
+        with serving(Script([reply(title, PEEK, KNOWN["another salt"].edit)])) as (_, model):
+            code, _, err = edge("run", str(target), "--name", f"n{audit}", model=model)
+        assert (code, err) == (0, "")
+        state = check_sound(tmp_path / f"runs/n{audit}")
+        verdict = attempt(state, title).verdict
+        assert verdict is not None
+        if audit:
+            assert (verdict.stage, verdict.fault, len(verdict.pairs)) == ("measure", "non_causal", 1)
+            assert not state.merges and "later tokens are hidden" in verdict.reason
+        else:
+            assert verdict.outcome == "accepted" and "audits" not in verdict.evidence
+
+
+def test_a_target_that_looks_ahead_itself_is_said_before_the_night(tmp_path: Path, edge: Any) -> None:
+    tiny.write_tiny_target(tmp_path / "target")
+    serve = tmp_path / "target/serve.py"
+    serve.write_text(serve.read_text().replace(PEEK.search, PEEK.replace))
+    tiny.commit(tmp_path / "target", "Peek")
+    told = said(edge, "run", "target", "--proposer", "ideas")
+    assert "The target's own model cannot be audited (non_causal)" in told and "evaluate.audit = 0" in told
 
 
 def test_effects_are_those_of_the_known_truth(night: tuple[Path, subprocess.CompletedProcess[str]]) -> None:

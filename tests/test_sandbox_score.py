@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import socket
 import threading
 from pathlib import Path
@@ -12,7 +11,7 @@ import pytest
 from sandbox_world import ROWS, SEQUENCE, SERVE, World
 
 from sandbox.faults import JobFault
-from sandbox.score import Server, cut, nll, score_split
+from sandbox.score import HeldOut, Server, score
 from sandbox.serve_batches import Rows
 from sandbox.wire import receive, send
 
@@ -32,38 +31,39 @@ def served(world: World) -> np.ndarray:
 def test_honest_score_equals_the_definition(world: World) -> None:
     result = world.run(world.job(world.source(), steps=STEPS, evaluation=world.sealed()))
     assert (result.fault, result.tier) == (None, "sealed")
-    for split, score in result.scores.items():
-        assert score.value == pytest.approx(world.expected_bpb(served(world), split, 64), abs=1e-5)
-        assert score.audit_max is not None and score.audit_max < 1e-5
+    for split, found in result.scores.items():
+        assert found.value == pytest.approx(world.expected_bpb(served(world), split, 64), abs=1e-5)
+        assert found.audit_mean is None
+        assert np.load(world.last / f"bulk-{split}.npy").shape == (64, SEQUENCE)
     assert list(result.scores) == ["val", "confirm"] and result.evaluate_seconds > 0
 
 
-CHEATS = {
-    "peek": "lambda table, row: [0.01 for value in row[1:]]",
-    "weak": "lambda table, row: [max(value - 0.02, 0.0) for value in honest_bulk(table, row)]",
-    "where_likely": "lambda table, row: [value * (0.2 if value < 2 else 1) for value in honest_bulk(table, row)]",
-    "next_token": "lambda table, row: [value * (0.3 if later == (b + 1) % VOCAB else 1) for value, b, later in "
-                  "zip(honest_bulk(table, row), row[1:], row[2:] + (0,))]",
-}
-
-
-@pytest.mark.parametrize("name", list(CHEATS))
-def test_non_causal_server_is_flagged_and_gains_nothing(world: World, name: str) -> None:
-    serve = SERVE.replace("honest_bulk)", CHEATS[name] + ")")
-    result = world.run(world.job(world.source(serve=serve), steps=STEPS, evaluation=world.sealed()))
-    assert result.fault == "non_causal" and "later tokens are hidden" in result.message
-    honest = world.expected_bpb(served(world), "val", 64)
-    score = result.scores["val"]
-    assert score.bulk is not None and score.audit_se is not None
-    assert abs(score.value - honest) < abs(score.bulk - honest) + 1e-9
-    assert score.value == pytest.approx(honest, abs=6 * score.audit_se + 1e-3)
+def test_an_audit_of_an_honest_model_changes_nothing(world: World) -> None:
+    source = world.source()
+    world.run(world.job(source, steps=STEPS - 2, evaluation=world.sealed()))  # a poorer model, to compare with
+    result = world.audited(source, STEPS, reference=world.last)
+    assert (result.fault, result.tier, list(result.scores)) == (None, "sealed", ["val", "confirm"])
+    assert world.scored is not None and result.weights_sha256 == world.scored.weights_sha256
+    for split, found in result.scores.items():
+        assert found.value == pytest.approx(world.scored.scores[split].value, abs=1e-6)
+        assert found.audit_max is not None and found.audit_max < 1e-5
+        assert found.targeted_max is not None and found.targeted_max < 1e-5
 
 
 def test_unnormalised_logits_gain_nothing(world: World) -> None:
     serve = SERVE.replace("serve(honest_logits", "serve(lambda table, prefix: [v + 5 for v in table[prefix[-1]]]")
-    result = world.run(world.job(world.source(serve=serve), steps=STEPS, evaluation=world.sealed()))
+    result = world.audited(world.source(serve=serve), STEPS)
     assert result.fault is None
     assert result.scores["val"].value == pytest.approx(world.expected_bpb(served(world), "val", 64), abs=1e-5)
+
+
+def test_an_audit_needs_the_answers_that_it_compares_with(world: World) -> None:
+    source = world.source()
+    world.audited(source, STEPS)
+    job = world.job(source, steps=STEPS, evaluation=world.sealed(), kind="audit", bulk=str(world.folder),
+                    weights=str(world.folder / "none"))
+    result = world.run(job)
+    assert result.fault == "infra" and "FileNotFoundError" in result.message
 
 
 @pytest.mark.parametrize(("bulk", "fault"), [
@@ -88,23 +88,7 @@ def test_held_out_text_in_an_exception_does_not_reach_the_result(world: World) -
     assert "text" not in result.message and "text (" not in result.log_tail
 
 
-def test_log_softmax_is_exact_and_safe_from_overflow() -> None:
-    logits = np.array([[1000.0, 1000.0, -1000.0], [0.0, np.log(3.0), -np.inf]])[:, :2]
-    assert nll(logits, np.array([0, 1], dtype=np.uint16)) == pytest.approx([np.log(2), np.log(4 / 3)])
-
-
-def test_cuts_use_distinct_rows_and_cover_all_lengths() -> None:
-    seen = set()
-    for seed in range(200):
-        groups = cut(48, SEQUENCE, random.Random(seed))
-        rows = [row for _, picked in groups for row in picked]
-        assert len(rows) == len(set(rows)) == 48 and len(groups) == 8
-        seen |= {length for length, _ in groups}
-    assert seen == set(range(1, SEQUENCE + 1))
-    assert [len(picked) for _, picked in cut(3, 2, random.Random(0))] == [2, 1]
-
-
-def test_targets_without_bytes_count_for_nothing() -> None:
+def test_targets_without_bytes_count_for_nothing(world: World) -> None:
     """A uniform model over 4 ids costs 2 bits a token; ids 0 have no bytes and drop out of both sums."""
     ours, theirs = socket.socketpair()
 
@@ -114,20 +98,16 @@ def test_targets_without_bytes_count_for_nothing() -> None:
                 kind, payload = receive(theirs, 1 << 20)
                 if kind == b"E":
                     return
-                count = int.from_bytes(payload[:4], "little") * 4 if kind == b"A" else len(payload) // 18 * 8
-                values = np.zeros(count, "<f4") if kind == b"A" else np.full(count, np.log(4), "<f4")
-                send(theirs, kind, values.tobytes())
+                send(theirs, kind, np.full(len(payload) // 18 * 8, np.log(4), "<f4").tobytes())
 
     thread = threading.Thread(target=serve)
     thread.start()
-    rows, spare = np.random.default_rng(0).integers(0, 4, (2, 40, 9)).astype(np.uint16)
-    sizes = np.array([0.0, 1.0, 2.0, 4.0])
+    rows = np.random.default_rng(0).integers(0, 4, (40, 9)).astype(np.uint16)
+    weight = np.array([0.0, 1.0, 2.0, 4.0])[rows[:, 1:]]
     with ours:
-        score, complaint = score_split(Server(ours, 4, 8), rows, spare, 16, sizes, "cpu", random.Random(1))
-        send(ours, b"E")
+        scores = score(Server(ours, 4, 8), {"val": HeldOut(rows, weight)}, world.folder, lambda done, all: None)
         thread.join()
-    weight = sizes[rows[:, 1:]]
-    assert score.value == pytest.approx(2 * (weight > 0).sum() / weight.sum(), rel=1e-6) and complaint == ""
+    assert scores["val"].value == pytest.approx(2 * (weight > 0).sum() / weight.sum(), rel=1e-6)
 
 
 def test_wrong_frame_is_refused() -> None:
