@@ -5,6 +5,7 @@
     startup  bench_machine.py    what a run spends before its first step
     mfu      bench_machine.py    how much of a GPU's arithmetic the training uses
     box      bench_machine.py    what a box costs
+    audit    bench_audit.py      whether cheating models are found and honest ones are not
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
 standard error.
@@ -23,7 +24,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agent import bench_machine, bench_training
+from agent import bench_audit, bench_machine, bench_training
 from agent.bench_ground import Say, count
 from agent.bench_training import Finding
 from agent.errors import UserError
@@ -54,6 +55,8 @@ BENCHES = {
                      bench_machine.startup_options, bench_machine.startup),
     "mfu": Bench("step time, tokens a second and model FLOPs utilisation on one GPU",
                  bench_machine.mfu_options, bench_machine.mfu),
+    "audit": Bench("models that cheat the scorer, and honest ones, before the audit", bench_audit.audit_options,
+                   bench_audit.audit, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",
                  bench_machine.box_options, bench_machine.box, trains=False),
 }

@@ -19,12 +19,12 @@ from pathlib import Path
 from agent import git, patch, resources, site
 from agent.errors import UserError
 from agent.ideas import Card
-from agent.measure import Slots, job_of, new_run
+from agent.measure import Slots, job_of, new_name, new_run
 from agent.policy import PatchRefused
 from agent.records import Edit, Proposal, Run
 from agent.site import SPLITS, Site
 from sandbox.engine import LocalEngine
-from sandbox.job import Result
+from sandbox.job import Job, Result
 
 INFRA_TRIES = 3
 """Times a run is started before the machine is blamed."""
@@ -54,6 +54,7 @@ class Ground:
     say: Say
     engine: LocalEngine = field(default_factory=LocalEngine)
     _known: set[str] = field(default_factory=set)
+    _runs: dict[str, Run] = field(default_factory=dict)
 
     @property
     def start(self) -> str:
@@ -90,16 +91,38 @@ class Ground:
         A seed keeps to one device, so that a pair shares it. A faulty run is a result like any other, but the machine's
         own faults are tried again. Raises UserError when the machine goes on failing. Leaves no job behind.
         """
+        labels = [asked.label for asked in wanted]
+        return self._all(labels, [self._device(asked.seed) for asked in wanted],
+                         lambda number, device: self._job(wanted[number], device))
+
+    def finish(self, jobs: Sequence[tuple[Run, Job]], label: str) -> list[Result]:
+        """Do these jobs, which train nothing, as many side by side as there are slots; results in the order given.
+
+        Raises UserError when the machine goes on failing. Leaves no job behind.
+        """
+        def again(number: int, device: str) -> tuple[Run, Job]:
+            run, job = jobs[number]
+            name = new_name(run.id, self._known)
+            self._known.add(name)
+            self._runs[name] = dataclasses.replace(run, id=name, folder=f"jobs/{name}")
+            return self._runs[name], dataclasses.replace(job, id=name)
+
+        return self._all([label] * len(jobs), [run.device for run, _ in jobs], again)
+
+    def _all(self, labels: Sequence[str], devices: Sequence[str],
+             make: Callable[[int, str], tuple[Run, Job]]) -> list[Result]:
+        """Every job that ``make(number, device)`` gives; one that the machine failed is made again."""
         slots = Slots(self.site, self.engine)
-        left, tries = list(range(len(wanted))), [0] * len(wanted)
+        left, tries = list(range(len(labels))), [0] * len(labels)
         at: dict[str, int] = {}
         found: dict[int, Result] = {}
         try:
             while left or slots.busy:
                 for number in list(left):
-                    device = self._device(wanted[number].seed)
-                    if slots.free(device):
-                        at[self._begin(slots, wanted[number], device)] = number
+                    if slots.free(devices[number]):
+                        run, job = make(number, devices[number])
+                        slots.start(run, job)
+                        at[run.id] = number
                         left.remove(number)
                 for run, result in slots.wait(5.0):
                     number = at[run.id]
@@ -111,11 +134,11 @@ class Ground:
                         left.insert(0, number)
                         continue
                     found[number] = result
-                    self.say(f"{len(found)}/{len(wanted)} {wanted[number].label} seed {run.seed}: "
+                    self.say(f"{len(found)}/{len(labels)} {labels[number]} seed {run.seed}: "
                              f"{result.fault or 'done'} in {result.seconds:.1f} s")
         finally:
             slots.stop(slots.busy)
-        return [found[number] for number in range(len(wanted))]
+        return [found[number] for number in range(len(labels))]
 
     def trained(self, wanted: Sequence[Wanted]) -> list[Result]:
         """Like ``measure``, for trees that must train. Raises UserError when one does not."""
@@ -131,17 +154,21 @@ class Ground:
         """The job folder of a result of this ground."""
         return self.site.folder / "jobs" / result.id
 
-    def _begin(self, slots: Slots, wanted: Wanted, device: str) -> str:
-        """Start one run; returns its id."""
+    def run(self, result: Result) -> Run:
+        """The run of a result of this ground."""
+        return self._runs[result.id]
+
+    def _job(self, wanted: Wanted, device: str) -> tuple[Run, Job]:
+        """One training run and its job."""
         tree = git.resolve(self.site.repo, f"{wanted.commit}^{{tree}}", "tree") or wanted.commit
         run: Run = new_run(self.site, "pair", tree, wanted.seed, wanted.steps, device, None, self._known)
         run = dataclasses.replace(run, splits=SPLITS)
         self._known.add(run.id)
+        self._runs[run.id] = run
         job = job_of(self.site, run, self.site.source(wanted.commit))
         if not wanted.scored:
             job = dataclasses.replace(job, evaluation=None)
-        slots.start(run, dataclasses.replace(job, keep_weights=wanted.keep_weights))
-        return run.id
+        return run, dataclasses.replace(job, keep_weights=wanted.keep_weights)
 
     def _device(self, seed: int) -> str:
         return self.site.devices[seed % len(self.site.devices)]

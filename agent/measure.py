@@ -24,18 +24,19 @@ POLL_SECONDS = 0.2
 def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: int, device: str,
             candidate: str | None, known: set[str]) -> Run:
     """A run with an id that says what it is: ``<tree>-s<seed>-n<steps>``, with a counter when it is a repeat."""
-    name = _new_name(f"{commit_tree[:12]}-{'preflight' if purpose == 'preflight' else f's{seed}-n{steps}'}", known)
+    name = new_name(f"{commit_tree[:12]}-{'preflight' if purpose == 'preflight' else f's{seed}-n{steps}'}", known)
     splits = {"preflight": (), "final": ("final",)}.get(purpose, ("val", "confirm"))
     return Run(name, purpose, commit_tree, seed, steps, device, f"jobs/{name}", candidate, splits)
 
 
 def audit_of(run: Run, known: set[str]) -> Run:
     """The audit of ``run``, on its own device, as ``<run>-audit``."""
-    name = _new_name(f"{run.id}-audit", known)
+    name = new_name(f"{run.id}-audit", known)
     return dataclasses.replace(run, id=name, purpose="audit", folder=f"jobs/{name}", audits=run.id)
 
 
-def _new_name(stem: str, known: set[str]) -> str:
+def new_name(stem: str, known: set[str]) -> str:
+    """``stem``, with a counter if that is known already."""
     name, count = stem, 1
     while name in known:
         count += 1

@@ -96,8 +96,9 @@ class Evaluation:
 class Job:
     """One training run; or, by its ``kind``, something smaller.
 
-    ``twin`` runs ``source`` and ``twin_source`` in lock step, one batch each in turn. ``audit`` trains nothing: it
-    asks the model of ``weights`` about prefixes of text whose whole rows were scored before.
+    ``twin`` runs ``source`` and ``twin_source`` in lock step, one batch each in turn. The other two train nothing:
+    ``score`` scores the model of ``weights``, ``audit`` asks it about prefixes of text whose whole rows were scored
+    before.
     """
 
     id: str
@@ -109,10 +110,10 @@ class Job:
     steps: int
     """Batches granted to the job; 0 where the target counts for itself."""
     preset: str = ""
-    kind: Literal["train", "twin", "audit"] = "train"
+    kind: Literal["train", "twin", "score", "audit"] = "train"
     twin_source: str = ""
     weights: str = ""
-    """Weights file of an audit, as the audited run handed them over."""
+    """Weights file to score or to audit, as an earlier run handed them over."""
     bulk: str = ""
     """Folder with the audited run's ``bulk-SPLIT.npy``."""
     reference: str = ""

@@ -60,12 +60,14 @@ class Supervisor:
             self._check()
             if self.job.kind == "twin":
                 self._twin()
-            elif self.job.kind == "audit" and self.job.evaluation is not None:
-                self._audit(self.job.evaluation)
+            elif self.job.kind in ("score", "audit") and self.job.evaluation is not None:
+                data = Path(self.job.weights).read_bytes()
+                self.account.weights_sha256 = weights.inspect(data).sha256
+                (self._evaluate if self.job.kind == "score" else self._audit)(self.job.evaluation, data)
             else:
-                data = self._train()
+                handed = self._train()
                 if self.job.evaluation is not None:
-                    self._evaluate(self.job.evaluation, data)
+                    self._evaluate(self.job.evaluation, handed)
         except JobFault as fault:
             self.account.fault, self.account.message = fault.fault, fault.message
         finally:
@@ -83,8 +85,8 @@ class Supervisor:
             raise JobFault("infra", f"only isolation level {int(self._level)} holds, {job.min_level} is wanted ({why})")
         if (job.kind == "twin" or (evaluation is not None and evaluation.tier == "sealed")) and job.batches is None:
             raise JobFault("infra", "a twin job and a sealed evaluation need served batches")
-        if job.kind == "audit" and (evaluation is None or evaluation.tier != "sealed"):
-            raise JobFault("infra", "an audit needs a sealed evaluation")
+        if job.kind in ("score", "audit") and (evaluation is None or evaluation.tier != "sealed"):
+            raise JobFault("infra", f"a job of kind {job.kind} needs a sealed evaluation")
         if evaluation is not None and evaluation.tier != "reported" and not evaluation.command:
             raise JobFault("infra", f"a {evaluation.tier} evaluation needs a command")
         number = gpu.index(job.device)
@@ -291,7 +293,7 @@ class Supervisor:
 
     # -- evaluation ----------------------------------------------------------------------------------------------
 
-    def _evaluate(self, evaluation: Evaluation, data: bytearray | None) -> None:
+    def _evaluate(self, evaluation: Evaluation, data: bytes | bytearray | None) -> None:
         """Make the number in the way of its tier. Raises JobFault."""
         began = time.monotonic()
         self.account.tier = evaluation.tier
@@ -346,14 +348,12 @@ class Supervisor:
         """Seconds of an evaluation's box on the charging clock."""
         return box.clock.read() if self.job.device == "cpu" else time.monotonic() - box.began
 
-    def _audit(self, evaluation: Evaluation) -> None:
+    def _audit(self, evaluation: Evaluation, data: bytes) -> None:
         """Ask the weights of an earlier run again, in boxes that know nothing of its answers. Raises JobFault."""
         assert self.job.batches is not None
         began = time.monotonic()
         account = self.account
         account.phase, account.tier = "evaluate", "sealed"
-        data = Path(self.job.weights).read_bytes()
-        account.weights_sha256 = weights.inspect(data).sha256
         try:
             account.scores, complaint = audit.audit(
                 self.job, evaluation, score.held_out(evaluation, self.job.batches),
