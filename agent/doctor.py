@@ -136,9 +136,27 @@ def _target(repo: Path | None, preset: str) -> tuple[list[Check], config.Config 
         return [*told, Check("config", "error", error.problem, error.mend)], None
     chosen = f", preset {found.preset}" if found.preset else ""
     told.append(Check("config", "ok", f"{config.FILE} is valid{chosen}: metric {found.metric.name} "
-                      f"({found.metric.direction}), tier {found.evaluate.tier}, budget {found.budget.amount:g} "
-                      f"{found.budget.unit}"))
-    return told, found
+                      f"({found.metric.direction}), budget {found.budget.amount:g} {found.budget.unit}"))
+    return [*told, _tier(found.evaluate)], found
+
+
+def _tier(evaluate: config.Evaluate) -> Check:
+    """How far the number can be trusted, and what would raise it."""
+    if evaluate.tier == "sealed":
+        text = "sealed: a scorer outside the box computes the number, on text that no patch can read"
+        if evaluate.audit:
+            return Check("tier", "ok", f"{text}, and audits what advances")
+        return Check("tier", "warning", f"{text}; evaluate.audit = 0, so a model that looks ahead would be merged",
+                     "Take evaluate.audit out: 128 is the default.")
+    if evaluate.tier == "protected":
+        return Check("tier", "ok", "protected: your own evaluation prints the number in a second box, from files as "
+                     "they were at the start; a patched model could still deceive it",
+                     'For the tier "sealed" offer the seam of target_repo/README.md: train.served, data.prepare '
+                     "and evaluate.command.")
+    return Check("tier", "warning", "reported: the training run prints its own number, and a patch could print a "
+                 "better one: read what is merged",
+                 'For the tier "protected" set evaluate.tier and evaluate.command, and name the files of the '
+                 "evaluation in source.protected.")
 
 
 def _model(model: config.Model) -> Iterator[Check]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from agent.config import Config
 from agent.ledger import Attempt, State
 from agent.quote import one_line, rounded
-from agent.records import Outcome, Stage, Tier
+from agent.records import Outcome, Stage, Tier, Verdict
 
 SHOWN_CHARACTERS = 400_000
 """Editable source shown at most: about 115,000 tokens at 3.5 characters each."""
@@ -105,7 +105,14 @@ def _line(attempt: Attempt) -> HistoryLine:
         effect = round(sum(seen) / len(seen), 3) if seen else None
     return HistoryLine(
         id=attempt.proposal.id, title=one_line(attempt.proposal.title, 100), outcome=verdict.outcome,
-        stage=verdict.stage, reason=one_line(rounded(verdict.reason), 240), effect=effect, low=low, high=high)
+        stage=verdict.stage, reason=one_line(_reason(verdict), 240), effect=effect, low=low, high=high)
+
+
+def _reason(verdict: Verdict) -> str:
+    """Why, in the judge's rounded words; of an audit only the fact, since its numbers come from sealed text."""
+    if verdict.fault == "non_causal":
+        return "non_causal: predictions change when later tokens are hidden, so they did not count"
+    return rounded(verdict.reason)
 
 
 def _fit(files: Mapping[str, str], room: int, command: str) -> tuple[dict[str, str], list[str]]:

@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from agent import __version__, cli, doctor, git, runs, screen
+from agent import __version__, cli, doctor, git, runs, screen, tiny
 from agent.ledger import State
 from agent.records import Merge, Verdict
 from sandbox.job import Progress
@@ -233,11 +233,25 @@ def test_doctor_says_what_is_wrong_and_how_to_mend_it(tmp_path: Path, monkeypatc
     assert not (tmp_path / "runs").exists()
 
 
+@pytest.mark.parametrize(("old", "new", "state", "told"), [
+    ("", "", "ok", "and audits what advances"),
+    ("audit = 32", "audit = 0", "warning", "a model that looks ahead would be merged"),
+    ('tier = "sealed"', 'tier = "protected"\npattern = "x: (.*)"', "ok", "offer the seam of target_repo/README.md"),
+    ('tier = "sealed"', 'tier = "reported"\npattern = "x: (.*)"', "warning", "a patch could print a better one")])
+def test_doctor_names_the_tier_and_what_would_raise_it(tmp_path: Path, old: str, new: str, state: str, told: str
+                                                       ) -> None:
+    tiny.write_tiny_target(tmp_path / "t")
+    config = tmp_path / "t/ratchet.toml"
+    config.write_text(config.read_text().replace(old, new))
+    check = next(check for check in doctor._target(tmp_path / "t", "")[0] if check.name == "tier")
+    assert check.state == state and told in check.line()
+
+
 def test_doctor_passes_a_sound_target_and_warns_of_uncommitted_files(tmp_path: Path) -> None:
     sound = commit(tmp_path / "sound", {"ratchet.toml": '[train]\ncommand = "python t.py"\n[evaluate]\n'
                                                         "pattern = 'loss ([0-9.]+)'\n"})
     told, found = doctor._target(sound, "")
-    assert [check.state for check in told] == ["ok", "ok"] and found is not None
+    assert [check.state for check in told] == ["ok", "ok", "warning"] and found is not None
     (sound / "new.py").write_text("x = 1\n")
     told, _ = doctor._target(sound, "")
     assert told[0].state == "warning" and "uncommitted" in told[0].text

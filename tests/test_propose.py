@@ -108,6 +108,13 @@ def test_the_briefing_rounds_effects_and_hides_other_splits() -> None:
     assert (second.effect, second.reason) == (None, "no gain on confirm") and "0.777" not in repr(told)
 
 
+def test_what_an_audit_measured_on_sealed_text_is_not_in_the_briefing() -> None:
+    state = state_with(Verdict("001-a", "rejected", "measure", "non_causal (val: over 128 positions by +5.132 nats)",
+                               fault="non_causal"))
+    (line,) = make_briefing(state).history
+    assert line.reason.startswith("non_causal: predictions change") and "5.132" not in repr(line)
+
+
 def test_an_attempt_without_a_verdict_counts_but_is_no_history() -> None:
     state = state_with()
     state.apply("proposal", to_json(Proposal("001-a", "c0ffee", "t", "h", "llm")), "t")
