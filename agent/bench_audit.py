@@ -21,6 +21,7 @@ from typing import Any
 from agent import git, patch
 from agent.bench_ground import Ground, Say, Wanted, count, open_ground
 from agent.bench_training import Finding
+from agent.errors import UserError
 from agent.measure import audit_job, job_of
 from agent.records import Edit, Proposal, Run
 from sandbox.job import WEIGHTS, Job
@@ -93,7 +94,10 @@ def audit(options: argparse.Namespace, say: Say) -> Finding:
     with open_ground(options, "audit", say) as ground:
         steps = ground.steps(options.steps)
         trials = _trained(ground, [1 + number for number in range(options.seeds)], steps)
-        names = [name.strip() for name in options.cheats.split(",") if name.strip() in CHEATS]
+        names = [name.strip() for name in options.cheats.split(",")]
+        unknown = [name for name in names if name not in CHEATS]
+        if unknown:
+            raise UserError(f"There is no cheat {unknown[0]!r}.", f"Known ones: {', '.join(CHEATS)}.")
         rows: list[tuple[str, ...]] = []
         facts: dict[str, Any] = {"seeds": len(trials), "steps": steps, "cheats": {}}
         for name in names:

@@ -313,3 +313,15 @@ def test_effects_on_the_default_target(tmp_path: Path, capsys: pytest.CaptureFix
                                        "--steps", "40", "--runs", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["variants"][0]["effect"] < 0 and found["start"]["values"]["final"][0] < 6
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_the_audit_finds_cheats_on_the_default_target_and_leaves_honest_models_alone(
+        tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.run("audit", True, ["--preset", "cpu", "--cheats", "selective,weak,state", "--seeds", "1", "--steps",
+                                     "30", "--honest", "3", "--runs", str(tmp_path)]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert {name: row["found"] for name, row in found["cheats"].items()} == {"selective": 1, "weak": 1, "state": 1}
+    assert all(row["gain"] < 0 for row in found["cheats"].values()), "a cheat that gains nothing proves nothing"
+    assert found["honest"]["alarms"] == 0 and 0 < found["honest"]["widest"] < 1e-4
