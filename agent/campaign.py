@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from dataclasses import dataclass, field
+from typing import TypedDict
 
 from agent import audits, charge, merge, report, runs
 from agent.bank import Bank
@@ -32,13 +33,20 @@ from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing, brief
-from agent.records import Candidate, Fault, Gain, Pair, Proposal, Purpose, Result, Run, Stage, Verdict
+from agent.records import Candidate, Fault, Gain, Pair, Proposal, Purpose, Result, Run, Stage, Tier, Verdict
 from agent.screen import Observer
 from agent.spending import Spending
 from sandbox.engine import LocalEngine
 from sandbox.job import Job
 
 __all__ = ["Campaign", "Options", "run"]
+
+class Trust(TypedDict):
+    """Two fields of a Verdict."""
+
+    tier: Tier
+    level: int | None
+
 
 TICK_SECONDS = 0.5
 INFRA_TRIES = 3
@@ -471,7 +479,7 @@ class Campaign:
         why = "".join(f" ({self.state.results[pair.candidate_run].message})" for pair in trial.pairs if pair.fault)
         verdict = Verdict(trial.id, ruling.outcome, "measure" if fault else "judge", ruling.reason + why, fault,
                           ruling.estimate, tuple(trial.pairs),
-                          ruling.evidence | audits.evidence(trial.pairs, self.state))
+                          ruling.evidence | audits.evidence(trial.pairs, self.state), **self.trust(trial.attempt))
         self.ledger.append("verdict", verdict)
         attempt = self.state.attempts[trial.id]
         if ruling.outcome == "accepted":
@@ -625,12 +633,17 @@ class Campaign:
               fault: Fault | None = None, pairs: tuple[Pair, ...] = ()) -> None:
         """A verdict from a stage other than the judge."""
         verdict = Verdict(attempt.proposal.id, "inconclusive" if outcome == "inconclusive" else "rejected", stage,
-                          reason, fault, estimate(pairs, self.rule), pairs)
+                          reason, fault, estimate(pairs, self.rule), pairs, **self.trust(attempt))
         self.ledger.append("verdict", verdict)
         current = self.state.attempts[attempt.proposal.id]
         if current.candidate is not None:
             self.refuse(current, current.candidate, verdict)
         self.observer.attempt(self.state, current)
+
+    def trust(self, attempt: Attempt) -> Trust:
+        """How far the numbers of an attempt can be trusted: their tier, and the lowest level of its runs."""
+        levels = [self.state.results[r.id].level for r in attempt.runs if r.id in self.state.results]
+        return {"tier": self.site.config.evaluate.tier, "level": min(levels, default=None)}
 
     def duplicate_of(self, candidate: Candidate, attempt: Attempt) -> str:
         """Id of an earlier attempt with the same change, or an empty string."""

@@ -90,6 +90,8 @@ def refuse(
     if git.resolve(repo, ref) is None:
         trailers = {"Outcome": verdict.outcome, "Stage": verdict.stage, "Fault": verdict.fault or "",
                     "Effect": _effect(verdict), "Pairs": str(len(verdict.pairs)) if verdict.pairs else "",
+                    "Tier": verdict.tier or "",
+                    "Isolation": f"level {verdict.level}" if verdict.level is not None else "",
                     "Proposer": _proposer(proposal), "Run-Id": f"{campaign}/{candidate.id}"}
         reason = f"{verdict.outcome.capitalize()} at {verdict.stage}: {verdict.reason}"
         text = _compose(subject(proposal.title), [proposal.hypothesis, reason], trailers)

@@ -151,6 +151,10 @@ class Verdict:
     estimate: Estimate | None = None
     pairs: tuple[Pair, ...] = ()
     evidence: dict[str, float | str] = field(default_factory=dict)
+    tier: Tier | None = None
+    """Where its numbers came from; None in verdicts that were written before this was kept."""
+    level: int | None = None
+    """Lowest isolation level of the runs behind it; None when nothing was run."""
 
 
 @dataclass(frozen=True, slots=True)

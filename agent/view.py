@@ -256,6 +256,9 @@ def show_lines(state: State, attempt: Attempt, folder: str) -> list[str]:
         lines.append(f"merged as   {attempt.merge.new_tip} (tree {attempt.merge.tree[:12]})")
     if verdict and verdict.evidence:
         lines.append("evidence    " + ", ".join(f"{clean(k)}: {_value(v)}" for k, v in verdict.evidence.items()))
+    if verdict and verdict.tier:
+        level = f", isolation level {verdict.level}" if verdict.level is not None else ""
+        lines.append(f"trust       tier {verdict.tier}{level}")
     return (lines + _preflight(attempt) + _pairs(verdict.pairs if verdict else ()) + _runs(state, attempt, folder)
             + _diff(attempt))
 

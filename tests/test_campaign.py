@@ -187,6 +187,9 @@ def test_exactly_the_good_patches_are_merged(night: tuple[Path, subprocess.Compl
     assert again is not None and (again.stage, again.reason) == ("patch", "the same change as 002-another-salt")
     assert len(state.attempts) == 12  # the last one met the expired key
     assert any("refuses further calls" in note for note in state.notes)
+    for a in state.attempts.values():  # how far a number can be trusted stands with it, also where it was refused
+        assert a.verdict is not None and a.verdict.tier == "sealed"
+        assert a.verdict.level == (state.campaign["level"] if a.runs else None)
 
 
 def test_what_advances_and_what_is_merged_was_audited_first(night: tuple[Path, subprocess.CompletedProcess[str]]
