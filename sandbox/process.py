@@ -144,6 +144,15 @@ def reaped_cpu_seconds() -> float:
     return usage.ru_utime + usage.ru_stime
 
 
+def real_uid(pid: int) -> int:
+    """Real user id; -1 when there is no such process. Not by the owner of ``/proc/PID``, which a job can change."""
+    try:
+        with open(f"/proc/{pid}/status", encoding="utf-8", errors="replace") as file:
+            return next(int(line.split()[1]) for line in file if line.startswith("Uid:"))
+    except (OSError, StopIteration):
+        return -1
+
+
 def threads_of_user(uid: int) -> int:
     """Threads of all processes of a real user id: what RLIMIT_NPROC counts."""
     count = 0

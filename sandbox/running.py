@@ -216,7 +216,8 @@ class RunningBox:
         """Processes of the box that outlived its command: in its tree, or orphans that came to the supervisor."""
         process.reap(keep=self.roots)
         inside = self.group.pids() if self.group is not None else []
-        return list(dict.fromkeys([*process.descendants(self.popen.pid), *orphans(self.roots), *inside]))
+        adopted = orphans(self.roots, _own_uid(self.spec, self.level))
+        return list(dict.fromkeys([*process.descendants(self.popen.pid), *adopted, *inside]))
 
     def _disk_mb(self) -> float:
         """What the job has written on real disk: its output folder, and below level 2 its box folder."""
@@ -258,19 +259,25 @@ class RunningBox:
         self.executed = self.reason is not None or boxes.executed(self.level, text)
 
 
-def orphans(roots: set[int]) -> list[int]:
-    """Processes that this one adopted from its boxes, with all below them.
+def orphans(roots: set[int], uid: int = -1) -> list[int]:
+    """Processes that this one adopted from its boxes, with all below them; only those of ``uid`` if it is given.
 
     ``roots`` are the boxes' own first processes; helpers of this process (nvidia-smi) share its session, while every
-    box is started in a new one. With two boxes at level 0 an orphan cannot be told from the other box's: both lose it.
+    box is started in a new one. With two boxes below level 2 that share a user id an orphan cannot be told from the
+    other box's: both lose it, and both are charged for it.
     """
     own = os.getsid(0)
     found: list[int] = []
     for pid in process.children(os.getpid()):
         with contextlib.suppress(OSError):
-            if pid not in roots and os.getsid(pid) != own:
+            if pid not in roots and os.getsid(pid) != own and uid in (-1, process.real_uid(pid)):
                 found += [pid, *process.descendants(pid)]
     return found
+
+
+def _own_uid(spec: BoxSpec, level: boxes.Level) -> int:
+    """The user id that only this box's processes have, where its orphans must be told from another box's; else -1."""
+    return spec.uid if level is boxes.Level.LANDLOCK and boxes.changes_uid(level) else -1
 
 
 def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roots: set[int], *,
@@ -305,7 +312,7 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
         if theirs is not None:
             theirs.close()
     roots.add(popen.pid)
-    adopted = functools.partial(orphans, roots) if level < boxes.Level.USER else tuple
+    adopted = functools.partial(orphans, roots, _own_uid(spec, level)) if level < boxes.Level.USER else tuple
     return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20),
                       process.TreeClock(popen.pid, adopted), wall_seconds, status, roots, group)
 

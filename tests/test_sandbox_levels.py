@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import time
 import uuid
 from collections.abc import Iterator
 
 import pytest
-from sandbox_people import USER, run_as, world_of
+from sandbox_people import USER, WAYS, interpreter, run_as, world_of
 from sandbox_world import GOOD, World, alive
 
 from sandbox import box as boxes
@@ -83,6 +84,12 @@ def test_root_without_that_capability_is_told_which_folder_is_closed() -> None:
         world.folder.chmod(0o700)
         result = run_as("container", world, world.job(world.source(), max_level=1))
         assert result.fault == "infra" and f"may not enter {world.folder}" in result.message, result
+        python, path = interpreter()  # what a campaign asks before it opens, so that this is one line and no retries
+        code = f"import pathlib; from sandbox import box; print(box.out_of_reach(pathlib.{world.folder!r}))"
+        for who, told in (("container", str(world.folder)), ("root", "None")):
+            done = subprocess.run([*WAYS[who], python, "-c", code], env={"PYTHONPATH": path}, capture_output=True,
+                                  text=True, check=True)
+            assert done.stdout.strip() == told
 
 
 def test_fork_bomb(place: Place) -> None:

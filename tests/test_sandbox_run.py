@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import uuid
 from dataclasses import replace
@@ -213,3 +214,16 @@ def test_a_broken_job_file_is_infra(tmp_path: Path) -> None:
     assert world.run(job).fault == "infra"
     missing = world.run(world.job(tmp_path / "nowhere"))
     assert missing.fault == "infra" and "nowhere" in missing.message
+
+
+def test_an_orphan_is_charged_to_its_own_box_alone(world: World) -> None:
+    """At level 1 as root the boxes of a twin job differ by user id; an orphan of one is not the other's cost."""
+    work = GOOD.replace("train()", "train(on_batch=lambda step: burn(0.05))")
+    burner = ("import ctypes, os, time\nif os.fork() == 0:\n    os.setsid()\n    if os.fork() == 0:\n"
+              "        ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)\n        end = time.monotonic() + 20\n"
+              "        while time.monotonic() < end: pass\n    os._exit(0)\nos.wait()\n")
+    result = world.run(world.job(world.source(work), steps=12, kind="twin",
+                                 twin_source=str(world.source(burner + work)), max_level=1))
+    if result.level != 1 or os.geteuid() != 0:
+        pytest.skip("needs level 1 as root")
+    assert result.fault is None and result.twin is not None and result.twin.ratio < 0.8, result
