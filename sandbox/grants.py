@@ -1,5 +1,7 @@
 """What a box at level 1 may touch, as Landlock rules: the counterpart of view.py where nothing can be mounted.
 
+``but_hidden`` serves levels 2 and 3, where many held-out files are kept out in the same way.
+
 Landlock only grants, and what is granted for a folder holds for all below it. So a held-out file is kept out by
 granting its siblings, and the siblings of each folder above it, one by one. Nothing is granted that is not named
 here: no home folder, no ``/etc`` but the loader's cache, no ``/run``, no ``/dev/shm``, and of ``/proc`` only facts
@@ -79,6 +81,30 @@ def _below(folder: str, closed: set[str], above: set[str]) -> list[Rule]:
         elif entry.path not in closed and not entry.is_symlink():
             found.append((entry.path, READ))
     return found
+
+
+def but_hidden(box: BoxSpec) -> list[Rule]:
+    """Rules for inside a box of level 2 or 3 to read whatever is there but the hidden files and their bytecode.
+
+    Moving files between folders (REFER) is denied by every ruleset that does not grant it. Nothing here may be a link:
+    what a rule names is opened, and the rule is for where that leads.
+    """
+    closed = {Path(os.path.realpath(name)) for name in box.hidden}
+    closed |= bytecode(closed)
+    names, above = set(map(str, closed)), {str(parent) for path in closed for parent in path.parents}
+    result: list[Rule] = [("/", confine.REFER)]
+    result += [(f"/{name}", confine.READ_FILE) for name in view.SYSTEM_LINKS if not Path("/", name).is_symlink()]
+    result += [(path, confine.READ_FILE)
+               for path in ("/etc", "/dev", "/proc", "/sys", "/tmp", view.OUTPUT, view.CACHES)]
+    if gpu.index(box.device) is not None:
+        result += [(path, confine.READ_FILE) for path in gpu.library_folders(box.library_hints)[0]
+                   if not Path(path).is_relative_to("/usr") and not Path(path).is_symlink()]
+    shown = [(str(root), os.path.realpath(root)) for root in (Path("/usr"), *view.readable_roots(box))]
+    for place, real in (*shown, (view.SOURCE, os.path.realpath(box.source))):
+        if real not in names:
+            result += [(place + path[len(real):], confine.READ_FILE) for path, rights in _below(real, names, above)
+                       if rights & confine.READ_FILE]
+    return result
 
 
 def _gpu(box: BoxSpec) -> Iterator[Rule]:

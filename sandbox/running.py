@@ -112,6 +112,8 @@ class RunningBox:
     gpu_memory_mb: float = 0.0
     executed: bool = True
     """False when the box itself could not be set up."""
+    trouble: str = ""
+    """Why, where the launcher said so; else it is in the log."""
     seconds: float = 0.0
     _threads: list[threading.Thread] = field(default_factory=list)
 
@@ -256,7 +258,9 @@ class RunningBox:
             while data := os.read(self.status, 4096):
                 text += data
         os.close(self.status)
-        self.executed = self.reason is not None or boxes.executed(self.level, text)
+        said = boxes.trouble(self.level, text)
+        self.executed = self.reason is not None or said is None
+        self.trouble = said or ""
 
 
 def orphans(roots: set[int], uid: int = -1) -> list[int]:
@@ -289,7 +293,7 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
     ours, theirs = socket.socketpair() if wire else (None, None)
     try:
         launch = boxes.command(_readable(spec, level), level, theirs.fileno() if theirs is not None else None)
-        status, report = os.pipe() if launch.wrapper else (-1, -1)
+        status, report = os.pipe() if launch.wrapper or launch.launcher else (-1, -1)
         group = _group(spec, level)
         try:
             with boxes.opened(launch, report) as (argv, fds):

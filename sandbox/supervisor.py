@@ -148,7 +148,7 @@ class Supervisor:
             return killed
         tail = box.log.tail()
         if not box.executed:
-            return JobFault("infra", f"the box could not be set up: {' '.join(tail.split())[-300:]}")
+            return JobFault("infra", f"the box could not be set up: {' '.join((box.trouble or tail).split())[-300:]}")
         if box.returncode == 0:
             return JobFault("no_metric", f"{what} ended without handing over what was due")
         fault = from_exit(box.returncode, tail)

@@ -18,6 +18,8 @@ from sandbox import gpu
 from sandbox.job import Limits
 
 SOURCE, OUTPUT, CACHES = "/src", "/out", "/cache"
+LAUNCHER = "/etc/confine.py"
+"""Where confine.py lies in a box whose hidden files it takes out of sight."""
 SYSTEM_LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 ALWAYS_THERE = ("/", "/tmp", "/dev", "/proc", "/sys", "/usr", "/etc")
 
@@ -105,10 +107,11 @@ def environment(box: BoxSpec, temporary: str, output: str, caches: str, harness_
     return values
 
 
-def options(box: BoxSpec, values: dict[str, str], uid: int) -> list[str]:
+def options(box: BoxSpec, values: dict[str, str], uid: int, launcher: str = "") -> list[str]:
     """bubblewrap's options for the file view and the environment; namespaces and identity are the level's.
 
-    ``uid`` is the user id that the job will see itself under.
+    ``uid`` is the user id that the job will see itself under. ``launcher``: file to bind at LAUNCHER, which will take
+    the hidden files out of sight; else each is covered by a mount.
     """
     scratch = str(box.limits.scratch_mb << 20)
     result = ["--perms", "0755", "--dir", "/etc", *_system()]  # a parent made on the way would be 0700
@@ -134,7 +137,9 @@ def options(box: BoxSpec, values: dict[str, str], uid: int) -> list[str]:
     result += ["--ro-bind", str(box.source), SOURCE]
     if box.output is not None and not box.keep_compile_cache:
         result += ["--bind" if box.output_writable else "--ro-bind", str(box.output), OUTPUT]
-    result += _masks(box, [Path("/usr"), *roots])
+    if launcher:
+        result += ["--ro-bind", launcher, LAUNCHER]
+    result += _masks(box, [Path("/usr"), *roots], files=not launcher)
     # bubblewrap makes both on file systems without a size, and at level 2 the job owns them
     result += ["--remount-ro", "/dev", "--remount-ro", "/", "--chdir", SOURCE]
     for name, value in values.items():
@@ -210,13 +215,18 @@ def extra_paths(folder: Path) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def _masks(box: BoxSpec, roots: list[Path]) -> Iterator[str]:
+def _masks(box: BoxSpec, roots: list[Path], files: bool) -> Iterator[str]:
     """An empty file over each hidden one, its bytecode gone, wherever a bind shows it; other Python trees emptied.
+    Only the latter without ``files``.
 
     Each mount costs bubblewrap about 1 ms and more the more there are (it rereads the mount table), so the bytecode
     folder is replaced by a pruned one in one mount. The empty file is the box's own, so it need not be read-only.
     """
     if not box.hidden:
+        return
+    for tree in other_python_trees(roots):
+        yield from ("--perms", "0555", "--size", "4096", "--tmpfs", str(tree), "--remount-ro", str(tree))
+    if not files:
         return
     pairs = [*((root, root.resolve()) for root in roots), (Path(SOURCE), box.source.resolve())]
     folders: dict[Path, set[str]] = {}
@@ -232,8 +242,6 @@ def _masks(box: BoxSpec, roots: list[Path]) -> Iterator[str]:
             pruned = _pruned(cache, stems, box.folder / f"bytecode{number}")
             for place in _shown(cache, pairs):
                 yield from ("--ro-bind", str(pruned), str(place))
-    for tree in other_python_trees(roots):
-        yield from ("--perms", "0555", "--size", "4096", "--tmpfs", str(tree), "--remount-ro", str(tree))
 
 
 def _shown(path: Path, pairs: list[tuple[Path, Path]]) -> list[Path]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+import subprocess
 import sys
 import uuid
 from dataclasses import replace
@@ -14,6 +15,7 @@ import pytest
 from sandbox_world import GOOD, World
 
 from sandbox import box as boxes
+from sandbox import confine
 from sandbox.box import Level, command, describe, explain, job_uid, probe
 from sandbox.job import Limits
 from sandbox.view import BoxSpec
@@ -142,10 +144,59 @@ def test_many_hidden_files(world: World, level: int) -> None:
     folder = Path(os.__file__).parent
     files = sorted(str(path) for path in (folder / "test").glob("test_*.py"))[:150] or sorted(
         str(path) for path in folder.glob("idlelib/**/*.py"))
-    look = f"{READ}print('sizes', sum(map(size, {files!r})))\n"
+    look = (f"{READ}files = {files!r}\nprint('sizes', sum(map(size, files)))\ntmp = os.environ['TMPDIR']\n"
+            "for number, path in enumerate(files):\n    os.symlink(path, f'{tmp}/{number}')\n"
+            "    try: os.link(path, f'{tmp}/hard{number}')\n    except OSError: pass\n"
+            "print('links', sum(size(f'{tmp}/{name}') for name in os.listdir(tmp)))\n"
+            "print('root', sum(size('/proc/self/root' + path) for path in files))\n"
+            "beside = [p for p in glob.glob(os.path.dirname(files[0]) + '/*.py') if p not in files]\n"
+            f"print('beside', all(map(size, [*beside, {os.__file__!r}])))\n"
+            "bytecode = glob.glob(os.path.dirname(files[0]) + '/__pycache__/*.pyc')\n"
+            "stems = {os.path.basename(p)[:-3] for p in files}\n"
+            "print('bytecode', sum(size(p) for p in bytecode if os.path.basename(p).split('.')[0] in stems))\n"
+            "os.makedirs(tmp + '/a'); os.makedirs(tmp + '/b'); open(tmp + '/a/x', 'w').close()\n"
+            "os.rename(tmp + '/a/x', tmp + '/b/y')\nprint('moved', os.path.exists(tmp + '/b/y'))\n"
+            "os.rename(tmp + '/b', tmp + '/a/b')\nprint('uid', os.getuid())\n")
     result = world.run(world.job(world.source(look + GOOD), max_level=level, hidden=tuple(files)))
-    assert result.fault is None and "sizes 0\n" in world.log()
-    assert result.startup_seconds < 5
+    text = world.log()
+    assert result.fault is None, text
+    for line in ("sizes 0", "links 0", "root 0", "beside True", "bytecode 0", "moved True"):
+        assert f"{line}\n" in text, text
+    if os.geteuid() == 0:
+        assert (int(re.search(r"uid (\d+)", text)[1]) >= boxes.FIRST_UID) == (level != 2)  # type: ignore[index]
+
+
+def test_many_hidden_files_by_mounts_where_there_is_no_landlock(
+        world: World, level: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    if level == 1:
+        pytest.skip("level 1 is Landlock")
+    monkeypatch.setattr(boxes.confine, "abi", lambda: 0)
+    test_many_hidden_files(world, level)
+
+
+def test_hidden_files_of_the_source_are_hidden_where_the_box_shows_it(world: World, level: int) -> None:
+    names = {f"secret{number}": f"held = 'CANARY{number}'\n" for number in range(40)}
+    source = world.source(f"{READ}print('own', sum(map(size, glob.glob('secret*.py'))), size('train.py') > 0)\n" + GOOD,
+                          **names)
+    hidden = tuple(str(source / f"{name}.py") for name in names)
+    assert world.run(world.job(source, max_level=level, hidden=hidden)).fault is None
+    assert world.log().startswith("own 0 True\n")
+
+
+def test_a_launcher_that_cannot_shut_itself_in_does_not_run_the_command(tmp_path: Path) -> None:
+    plan = confine.Plan(uid=-1, search=False, rules=[], handled=0, filter="", parent=1)
+    launch = boxes.Launch((), (), ("/usr/bin/touch", str(tmp_path / "ran")), {}, str(tmp_path),
+                          launcher=(sys.executable, "-I", "-S", confine.__file__), plan=plan)
+    read, report = os.pipe()
+    with boxes.opened(launch, report) as (argv, fds):
+        done = subprocess.run(argv, env={}, pass_fds=fds)
+    os.close(report)
+    said = os.read(read, 1000)
+    os.close(read)
+    assert done.returncode == 126 and not (tmp_path / "ran").exists()
+    assert boxes.trouble(Level.LANDLOCK, said) == boxes.trouble(Level.ROOT, b'{"exit-code": 126}\n' + said)
+    assert "supervisor is gone" in said.decode()
+    assert boxes.trouble(Level.LANDLOCK, b"") is None and boxes.trouble(Level.ROOT, b'{"child-pid": 3}\n') == ""
 
 
 def test_scratch_is_sized(world: World, level: int) -> None:
