@@ -5,6 +5,7 @@
     startup  bench_machine.py    what a run spends before its first step
     mfu      bench_machine.py    how much of a GPU's arithmetic the training uses
     box      bench_machine.py    what a box costs
+    attacks  attacks/suite.py    hostile patches: does each bite undefended, and is each held at this level
     audit    bench_audit.py      whether cheating models are found and honest ones are not
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
@@ -25,6 +26,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from agent import bench_audit, bench_machine, bench_training
+from agent.attacks import suite
 from agent.bench_ground import Say, count
 from agent.bench_training import Finding
 from agent.errors import UserError
@@ -59,6 +61,8 @@ BENCHES = {
                    bench_audit.audit, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",
                  bench_machine.box_options, bench_machine.box, trains=False),
+    "attacks": Bench("hostile patches against the isolation level: does each bite undefended, and is each held",
+                     suite.options, suite.measure, trains=False),
 }
 
 
@@ -85,7 +89,7 @@ def run(name: str, as_json: bool, options: list[str]) -> int:
         print(json.dumps({"bench": name, **finding.facts}, allow_nan=False))
     else:
         show(finding)
-    return 0
+    return 0 if finding.ok else 1
 
 
 def parser(name: str, bench: Bench) -> argparse.ArgumentParser:

@@ -25,6 +25,8 @@ class Finding:
     columns: tuple[str, ...]
     rows: Sequence[tuple[str, ...]]
     notes: Sequence[str] = field(default_factory=list)
+    ok: bool = True
+    """False: what was measured is not as it must be, and the command ends with exit code 1."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -196,7 +196,7 @@ def gc_command(
 @app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
-    """Repeat a measurement that the documents quote: effects, noise, startup, mfu or box.
+    """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit or attacks.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """

@@ -12,10 +12,11 @@ import difflib
 import hashlib
 import math
 import re
+import sys
 import unicodedata
 import warnings
 from collections import Counter
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
@@ -87,6 +88,8 @@ def check(repo: Path, base: str, tree: str, prefix: str, source: Source) -> tupl
         _check_mode(change, path)
         if known.get(path.casefold(), path) != path:
             raise PatchRefused("path", f"{path} differs from {known[path.casefold()]} only by case.")
+    _check_namesakes(repo, base, prefix, source, [_relative(change.path, prefix) for change in changes
+                                                  if change.status == "A"])
     content = git.blobs(repo, {sha for change in changes for sha in (change.old_sha, change.new_sha) if sha.strip("0")})
     files = tuple(Changed(_relative(change.path, prefix), _text(content.get(change.old_sha), change.path),
                           _text(content.get(change.new_sha), change.path)) for change in changes)
@@ -203,6 +206,39 @@ def _check_mode(change: git.Change, path: str) -> None:
     allowed = "100644" if fresh else change.old_mode
     if change.status not in ("A", "M", "D") or (change.status != "D" and change.new_mode != allowed):
         raise PatchRefused("mode", f"{path} changes its mode ({change.old_mode} to {change.new_mode}).")
+
+
+def _check_namesakes(repo: Path, base: str, prefix: str, source: Source, added: list[str]) -> None:
+    """A new module may not bear the name of one that Python has or that a protected file imports.
+
+    Where its folder is on the path of the evaluation (``PYTHONPATH = "src"``), that would import the patch's file
+    instead: ``src/json.py`` made a protected evaluation print what the patch liked. A file that lies in a package
+    (its folder has an ``__init__.py`` at the base) is imported under the package's name and takes nobody's place.
+    """
+    if not any(path.endswith(".py") for path in added):
+        return
+    packages = {path.rpartition("/")[0] for entry in git.entries(repo, base, prefix)
+                if (path := entry.path).endswith("/__init__.py")}
+    taken = sys.stdlib_module_names | _imported(git.read_files(repo, base, prefix, source.protected)
+                                                if source.protected else {})
+    for path in added:
+        parts = path.removesuffix(".py").split("/")
+        for depth, name in enumerate(parts if path.endswith(".py") else ()):
+            if name in taken and "/".join(parts[:depth]) not in packages:
+                raise PatchRefused("path", f"{path} would take the place of the module {name} that others import; "
+                                           "give it another name.")
+
+
+def _imported(files: Mapping[str, str]) -> set[str]:
+    """First names of the absolute imports in these Python files."""
+    found: set[str] = set()
+    for text in (text for path, text in files.items() if path.endswith(".py")):
+        for node in ast.walk(_parse_quietly(text)):
+            if isinstance(node, ast.Import):
+                found |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                found.add(node.module.split(".")[0])
+    return found
 
 
 def _text(content: bytes | None, path: str) -> str | None:

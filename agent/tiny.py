@@ -58,18 +58,23 @@ def write_tiny_target(folder: Path, served: bool = True) -> None:
 
     ``served`` False: it reads its own tokens, prints its own loss, and its tier is ``reported``.
     """
-    files = {"settings.py": _SETTINGS, "train.py": _TRAIN, "wire.py": _WIRE, "serve.py": _SERVE,
+    files = {"settings.py": _SETTINGS, "train.py": _TRAIN, "wire.py": WIRE, "serve.py": _SERVE,
              "prepare.py": _PREPARE, "ratchet.toml": _CONFIG if served else _CONFIG_ALONE}
-    _write(folder, files if served else files | {"alone.py": _ALONE})
+    write_repository(folder, files if served else files | {"alone.py": _ALONE})
 
 
 def write_foreign_target(folder: Path) -> None:
     """The line fit as a repository in ``folder``, which must not exist yet."""
-    _write(folder, {"src/line/__init__.py": "", "src/line/fit.py": _FIT, "tools/score.py": _SCORE,
-                    "README.md": "# Fits a line\n", "ratchet.toml": _CONFIG_FOREIGN})
+    write_repository(folder, foreign_files() | {"README.md": "# Fits a line\n", "ratchet.toml": _CONFIG_FOREIGN})
 
 
-def _write(folder: Path, files: dict[str, str]) -> None:
+def foreign_files() -> dict[str, str]:
+    """The source of the line fit, by path."""
+    return {"src/line/__init__.py": "", "src/line/fit.py": _FIT, "tools/score.py": _SCORE}
+
+
+def write_repository(folder: Path, files: dict[str, str]) -> None:
+    """``files`` (path -> text) as a repository of one commit in ``folder``."""
     for name, text in files.items():
         path = folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,7 +143,7 @@ if __name__ == "__main__":
     run.finish(train(run))
 '''
 
-_WIRE = '''"""Protected: the seam to the harness, in the standard library."""
+WIRE = '''"""Protected: the seam to the harness, in the standard library."""
 
 import json
 import os
@@ -179,6 +184,7 @@ class Run:
         spec = json.loads(self.wire.receive()[1])
         self.seed, self.vocab, self.rows, self.length = (
             spec["seed"], spec["vocab"], spec["rows"], spec["sequence"] + 1)
+        self.steps = spec["steps"]
 
     def batch(self):
         """Rows of token ids; None when the budget is spent."""

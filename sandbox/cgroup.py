@@ -1,7 +1,8 @@
 """A control group a box, where root can make one: memory and processes capped by the kernel instead of polled.
 
 Version 2 is used where an ancestor of this process hands the controllers ``memory`` and ``pids`` on to its children;
-else version 1 where both hierarchies are mounted and writable; else there is none and the supervisor's polling is all.
+else version 1 where both hierarchies are mounted and writable (and ``cpuacct``, where it is too); else there is none
+and the supervisor's polling is all.
 A box's memory there is that of its processes and of the files in its sized file systems, so the cap is the sum of both
 limits; the polled limit on its processes alone holds besides.
 
@@ -70,6 +71,17 @@ class Cgroup:
                     words = (folder / name).read_text(encoding="ascii").split()
                     return dict(zip(words[::2], words[1::2], strict=False)).get("oom_kill", "0") != "0"
         return False
+
+    def cpu_seconds(self) -> float:
+        """CPU seconds of all that ever ran in it, also of what nobody waited for; 0 where no controller counts."""
+        for folder in self.folders:
+            with suppress(OSError):
+                return int((folder / "cpuacct.usage").read_text(encoding="ascii")) / 1e9
+            with suppress(OSError):
+                words = (folder / "cpu.stat").read_text(encoding="ascii").split()
+                if "usage_usec" in words:
+                    return int(words[words.index("usage_usec") + 1]) / 1e6
+        return 0.0
 
     def remove(self, patience: float = 2.0) -> bool:
         """Remove it; what still runs in it is killed. False when it would not go within ``patience`` seconds."""
@@ -148,7 +160,9 @@ def parents(mountinfo: str, own: str) -> tuple[Path, ...]:
                 if {"memory", "pids"} <= set((folder / "cgroup.subtree_control").read_text("ascii").split()):
                     return (folder,) if os.access(folder, os.W_OK) else ()
     if "memory" in hierarchies and "pids" in hierarchies:
-        return tuple(dict.fromkeys(hierarchies[name] for name in ("memory", "pids")))
+        counted = hierarchies.get("cpuacct")
+        more = [counted] if counted is not None and os.access(counted, os.W_OK) else []
+        return tuple(dict.fromkeys([hierarchies["memory"], hierarchies["pids"], *more]))
     return ()
 
 

@@ -100,12 +100,14 @@ class TreeClock:
 
     The sum over live processes of their own CPU time and of that of the children they reaped. A job can hide reaped
     children (it ignores SIGCHLD, so nobody is credited), hence every process ever seen keeps its last reading, and
-    the larger of the two sums counts. Never runs backwards. Does not see a process that ignored SIGCHLD's parent and
-    lived and died between two readings (the watch reads every 0.2 s).
+    the larger of the two sums counts. Never runs backwards. A process whose parent ignores SIGCHLD and that lives and
+    dies between two readings (the watch reads every 0.2 s) is seen by ``counted`` alone: the box's control group,
+    where there is one, counts all that ever ran in it.
     """
 
-    def __init__(self, root: int, adopted: Callable[[], Iterable[int]] = tuple) -> None:
-        self._root, self._adopted = root, adopted
+    def __init__(self, root: int, adopted: Callable[[], Iterable[int]] = tuple,
+                 counted: Callable[[], float] = float) -> None:
+        self._root, self._adopted, self._counted = root, adopted, counted
         first = stat(root)
         self._root_start = first.start_ticks if first is not None else -1
         self._seen: dict[tuple[int, int], float] = {}
@@ -134,7 +136,7 @@ class TreeClock:
                 key = (pid, line.start_ticks)
                 self._seen[key] = max(own, self._seen.get(key, 0.0))
                 live += self._seen[key] + line.reaped
-            self._latest = max(self._latest, live, sum(self._seen.values()))
+            self._latest = max(self._latest, live, sum(self._seen.values()), self._counted())
             return self._latest
 
 

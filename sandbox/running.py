@@ -317,8 +317,9 @@ def start(spec: BoxSpec, level: boxes.Level, log: Path, wall_seconds: float, roo
             theirs.close()
     roots.add(popen.pid)
     adopted = functools.partial(orphans, roots, _own_uid(spec, level)) if level < boxes.Level.USER else tuple
-    return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20),
-                      process.TreeClock(popen.pid, adopted), wall_seconds, status, roots, group)
+    clock = process.TreeClock(popen.pid, adopted, group.cpu_seconds if group is not None else float)
+    return RunningBox(spec, level, popen, ours, Log(log, spec.limits.log_mb << 20), clock, wall_seconds, status, roots,
+                      group)
 
 
 def _group(spec: BoxSpec, level: boxes.Level) -> cgroup.Cgroup | None:

@@ -330,7 +330,10 @@ class Supervisor:
             box.close()
 
     def _ask(self, name: str, evaluation: Evaluation, data: bytes | bytearray, ask: Callable[[score.Server], T]) -> T:
-        """What the trusted ``ask`` gets out of a model server with these weights, in a fresh box. Raises JobFault."""
+        """What the trusted ``ask`` gets out of a model server with these weights, in a fresh box. Raises JobFault.
+
+        The server has seen held-out text and may have printed it, so its log does not stay.
+        """
         assert self.job.batches is not None
         box = self._start(name, evaluation.command, Path(self.job.source), evaluation.wall_seconds, wire=True,
                           log=f"{name}.txt", output_writable=False)
@@ -343,6 +346,7 @@ class Supervisor:
         finally:
             self.account.evaluate_charge += self._used(box)
             box.close()
+            (self.folder / f"{name}.txt").unlink(missing_ok=True)
 
     def _used(self, box: RunningBox) -> float:
         """Seconds of an evaluation's box on the charging clock."""

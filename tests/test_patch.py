@@ -280,6 +280,28 @@ def test_paths_outside_the_allow_list(start: tuple[Path, str], path: str) -> Non
     assert refused(start, Edit(path, "", "a = 1\n")).rule == "path"
 
 
+@pytest.mark.parametrize("path", ["json.py", "src/random.py", "json/__init__.py", "numpy.py"])
+def test_a_new_module_takes_no_other_modules_place(tmp_path: Path, path: str) -> None:
+    """It would be imported instead: not that of Python's modules, nor of what a protected file imports."""
+    folder = tmp_path / "target"
+    for name, text in {"eval.py": "import numpy\n", "net.py": "x = 1\n", "pkg/__init__.py": ""}.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(text)
+    for arguments in (["init", "-q"], ["add", "-A"],
+                      ["-c", "user.name=A", "-c", "user.email=a@b", "commit", "-qm", "s"]):
+        subprocess.run(["git", "-C", str(folder), *arguments], check=True)
+    head = git.locate(folder).head
+    git.clone_bare(folder, tmp_path / "repo.git", head)
+
+    def made(name: str) -> Candidate:
+        return patch.build(tmp_path / "repo.git", "", head, proposal(Edit(name, "", "y = 2\n")), SOURCE)
+
+    with pytest.raises(PatchRefused, match="place of the module") as caught:
+        made(path)
+    assert caught.value.rule == "path"
+    assert made("pkg/random.py").tree and made("helper.py").tree  # in a package, and a name of its own
+
+
 def test_a_protected_file_is_not_quoted_back(start: tuple[Path, str]) -> None:
     error = refused(start, Edit("eval.py", "x = 2", "x = 3"))
     assert error.reason == "edit 1: eval.py is protected." and "x = 1" not in str(error)
