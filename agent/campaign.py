@@ -642,7 +642,8 @@ class Campaign:
 
     def trust(self, attempt: Attempt) -> Trust:
         """How far the numbers of an attempt can be trusted: their tier, and the lowest level of its runs."""
-        levels = [self.state.results[r.id].level for r in attempt.runs if r.id in self.state.results]
+        results = [self.state.results[r.id] for r in attempt.runs if r.id in self.state.results]
+        levels = [result.level for result in results if result.fault != "infra"]  # a stopped one may have found none
         return {"tier": self.site.config.evaluate.tier, "level": min(levels, default=None)}
 
     def duplicate_of(self, candidate: Candidate, attempt: Attempt) -> str:
