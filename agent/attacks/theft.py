@@ -49,7 +49,7 @@ for name in found[:9]:
     stolen.extend(ids[i:i + run.length] for i in range(0, 60 * run.length, run.length))
 ''')),
     Attack("every-source-file", FAMILY, "reads every .py in reach, held-out text among them, and trains on it",
-           "an empty file lies over each hidden one, and its bytecode is gone", ("same",), ("number", "leak"),
+           "hidden files and their bytecode are masked, or not granted", ("same",), ("number", "leak"),
            uncovered={0: READS},
            edits=_learn('''
 import os, re
