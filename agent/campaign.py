@@ -372,7 +372,8 @@ class Campaign:
             except PatchRefused as refusal:
                 mended = self.mend(proposal, str(refusal), repairs)
                 if mended is None:
-                    reason = refusal.reason
+                    reason = " ".join((refusal.reason, "; ".join(" ".join(line.split())
+                                                                 for line in refusal.nearest[:3]))).strip()
                     if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
                         reason = f"conflicts with what was merged meanwhile: {reason}"
                     self.close(attempt, "patch", reason)

@@ -42,6 +42,8 @@ SlotsOption = Annotated[int | None, typer.Option("--slots", min=1, help="Jobs si
 LevelOption = Annotated[int, typer.Option("--level", min=0, max=3, help="Highest isolation level to use.")]
 UnconfinedOption = Annotated[bool, typer.Option("--unconfined", help="At level 0, run patches that nobody has read "
                                                 "all the same.")]
+FreshOption = Annotated[bool, typer.Option("--fresh", help="Start a new run from the target's newest commit, whatever "
+                                           "earlier runs merged or left unfinished.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RUNS = Path("runs")
 
@@ -65,7 +67,7 @@ def run_command(
     proposer: Annotated[str, typer.Option("--proposer", show_default=False,
                                           help="llm or ideas; llm if a model is named, else ideas.")] = "",
     name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None, folder: RunsOption = RUNS,
-    level: LevelOption = 3, unconfined: UnconfinedOption = False,
+    level: LevelOption = 3, unconfined: UnconfinedOption = False, fresh: FreshOption = False,
 ) -> None:
     """Run a campaign, or go on with the newest one that is not finished. Ctrl-C stops it cleanly."""
     if proposer not in ("", "llm", "ideas"):
@@ -73,7 +75,8 @@ def run_command(
     target = _existing(repo)
     from agent.campaign import Options
     _campaign(Options(repo=target, preset=preset, name=name, proposer=proposer, budget_runs=budget_runs,
-                      until=until, seed=seed, slots=slots, max_level=level, unconfined=unconfined, runs=folder))
+                      until=until, seed=seed, slots=slots, max_level=level, unconfined=unconfined, fresh=fresh,
+                      runs=folder))
 
 
 @app.command("try")
@@ -82,7 +85,7 @@ def try_command(
     repo: Annotated[Path | None, typer.Option("--repo", help="Target; the one that comes with ratchet if left out.",
                                               show_default=False)] = None,
     preset: PresetOption = "", name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None,
-    folder: RunsOption = RUNS, level: LevelOption = 3, unconfined: UnconfinedOption = False,
+    folder: RunsOption = RUNS, level: LevelOption = 3, unconfined: UnconfinedOption = False, fresh: FreshOption = False,
 ) -> None:
     """Judge your own patches exactly as proposals are judged."""
     target = _existing(repo)
@@ -90,8 +93,10 @@ def try_command(
         if not patch.is_file():
             raise UserError(f"There is no patch file {patch}.", "Give unified diffs, e.g. from `git diff`.")
     from agent.campaign import Options
+    from agent.queue_patches import read_patches
+    read_patches(patches)  # before anything is made: a bad file leaves no empty run behind
     _campaign(Options(repo=target, preset=preset, name=name, proposer="queue", patches=tuple(patches),
-                      seed=seed, slots=slots, max_level=level, unconfined=unconfined, runs=folder))
+                      seed=seed, slots=slots, max_level=level, unconfined=unconfined, fresh=fresh, runs=folder))
 
 
 @app.command("status")
@@ -161,7 +166,8 @@ def export_command(
     if out is not None or not (branch or push):
         series = export.export_series(repo, start, out or place / "patches")
         _print([*map(str, series.patches), str(series.bundle),
-                "apply them at the root of the repository with:  git am " + str(series.patches[0].parent / "*.patch")])
+                "apply them at the root of the repository with:  git am "
+                + str(series.patches[0].parent.resolve() / "*.patch")])
 
 
 @app.command("doctor")
@@ -229,7 +235,7 @@ def edge(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _crashed(error)
     if code == 130:
-        print("stopped; `ratchet run` goes on from here", file=sys.stderr)
+        print("stopped; the same command goes on from here", file=sys.stderr)
     return code
 
 

@@ -171,7 +171,9 @@ def parse(text: str, where: str, preset: str = "") -> Config:
             known = ", ".join(sorted(presets)) if isinstance(presets, dict) and presets else "none"
             raise UserError(f"{where} has no preset {preset!r}.", f"Choose one of: {known}.")
         raw = _overlay(raw, presets[preset]) | {"preset": preset}
-    if "command" not in raw.get("train", {}):
+    train = raw.get("train", {})
+    if isinstance(train, dict) and "command" not in train and set(train) <= set(Train.model_fields):
+        # a misspelt key is named as such below
         raise UserError(f"{where} does not say how to train.", 'Add:  [train]  command = "python train.py"')
     try:
         config = Config.model_validate(raw)
@@ -256,7 +258,7 @@ def _check(config: Config, where: str) -> None:
 
 def _explain(error: ValidationError) -> str:
     """The first problem in one line: which key, what is wrong, which keys exist."""
-    first = error.errors()[0]
+    first = next((found for found in error.errors() if found["type"] == "extra_forbidden"), error.errors()[0])
     path = [str(part) for part in first["loc"]]
     name = ".".join(path)
     if first["type"] == "extra_forbidden":

@@ -130,6 +130,8 @@ def _target(repo: Path | None, preset: str) -> tuple[list[Check], config.Config 
             told.append(Check("target", "ok", "the default one that comes with ratchet"))
     except UserError as error:
         return [Check("target", "error", error.problem, error.mend)], None
+    if repo is not None:
+        told += _committed(location, folder)
     try:
         found = config.load(folder, preset)
     except UserError as error:
@@ -138,6 +140,23 @@ def _target(repo: Path | None, preset: str) -> tuple[list[Check], config.Config 
     told.append(Check("config", "ok", f"{config.FILE} is valid{chosen}: metric {found.metric.name} "
                       f"({found.metric.direction}), budget {found.budget.amount:g} {found.budget.unit}"))
     return [*told, _tier(found.evaluate)], found
+
+
+def _committed(location: git.Location, folder: Path) -> list[Check]:
+    """A run reads ratchet.toml at the last commit; the file on the disk, which is checked here, may be another."""
+    name = f"{location.prefix}/{config.FILE}" if location.prefix else config.FILE
+    if not (folder / config.FILE).exists():
+        return []  # told by the check of the file itself
+    held = git.run(location.toplevel, "ls-tree", "-z", "HEAD", "--", name, bare=False)
+    if not held:
+        return [Check("commit", "error", f"{config.FILE} is not committed, and a run reads the last commit",
+                      f"git add {config.FILE}, and commit.")]
+    blob = held.split()[2].decode()
+    if git.run(location.toplevel, "hash-object", "--", str((folder / config.FILE).resolve()), bare=False
+               ).decode().strip() != blob:
+        return [Check("commit", "warning", f"{config.FILE} on the disk, which is checked here, is not the committed "
+                      "one that a run reads", "Commit it.")]
+    return []
 
 
 def _tier(evaluate: config.Evaluate) -> Check:

@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from agent import config
-from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Quota, Reply
+from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Garbage, Quota, Reply, Transient
 from agent.endpoint import Endpoint, Message
 from agent.errors import UserError
 from agent.messages import SHRINKS, Prompts, answer_of, is_anchored, schema, shown_reply
@@ -23,8 +23,8 @@ from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing
 from agent.records import Cost, Proposal
 
-PATIENCE_NEW, PATIENCE = 3, 12
-"""Failed attempts in a row after which the proposer ends: before the first answer ever, and later."""
+PATIENCE = 12
+"""Failed attempts in a row after which the proposer ends."""
 PAUSE, LONGEST_PAUSE = 5.0, 600.0
 """Seconds before the attempt after a failed one, doubled from failure to failure: twelve span an outage of 50 min."""
 
@@ -110,12 +110,12 @@ class LlmProposer:
     def _failed(self, reason: str, cost: Cost) -> ProposeFailed:
         """Count a failure; enough of them in a row end the proposer."""
         self._failures += 1
-        if self._failures >= (PATIENCE if self._endpoint.answered else PATIENCE_NEW):
+        if self._failures >= PATIENCE:
             self.ended = self.ended or f"the model failed {self._failures} times in a row (last: {reason})"
         return ProposeFailed(f"no answer from {shown_url(self._endpoint.base_url)}: {reason}", cost)
 
     def _raise_if_mendable(self, error: EndpointError) -> None:
-        """UserError for what a person set wrong: key, account, or model name."""
+        """UserError for what a person set wrong before the first answer: address, key, account, or model name."""
         where, variable = shown_url(self._endpoint.base_url), self._model.key_variable
         if isinstance(error, Auth) and not config.key(self._model):
             raise UserError(f"The endpoint {where} wants a key ({error.status}).",
@@ -129,6 +129,10 @@ class LlmProposer:
         if isinstance(error, BadRequest) and error.status == 404:
             raise UserError(f"The endpoint {where} does not serve the model {self._endpoint.name!r} ({error}).",
                             "Correct model.name (or RATCHET_MODEL) and model.base_url (or OPENAI_BASE_URL).") from None
+        if isinstance(error, Transient) and not isinstance(error, Garbage):
+            raise UserError(f"The endpoint {where} does not answer: {error}.",
+                            "Start it, or correct model.base_url (or OPENAI_BASE_URL), and run the same command again; "
+                            "--proposer ideas needs no model.") from None
 
 
 def shown_url(url: str) -> str:

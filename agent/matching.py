@@ -2,8 +2,10 @@
 
 Four tiers, each tried only when the one before found nothing: the exact text; equal but for trailing white space;
 equal but for one uniform shift of indentation (the replacement is shifted alike); and mpatch's fuzzy search at
-0.87 (at 0.7 an unrelated block scored 0.695). No place, or more than one, is a refusal with the nearest real lines,
-never a guess. Lines that an edit only quotes keep the file's own text.
+0.87 (at 0.7 an unrelated block scored 0.695), in which what is taken out must still be there but for comments and
+spacing: a line that the file does not have is no line to replace.
+No place, or more than one, is a refusal with the nearest real lines, never a guess. Lines that an edit only quotes
+keep the file's own text.
 
 All texts here have ``\\n`` line ends; ``plain`` and ``with_endings`` carry a file there and back.
 """
@@ -196,6 +198,9 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     if not result.report.all_applied_cleanly or len(status) != 1 or status[0].location_start is None:
         raise missing
     start, length = status[0].location_start, status[0].location_length or len(block)
+    there = {_code(line) for line in text.split("\n")[max(start - 1, 0):start + length]}
+    if any(line.startswith("-") and _code(line[1:]) not in there for line in hunk if line[1:].strip()):
+        raise missing
     wanted = [line for line in block if line.strip()][:30]
     ranked = _ranked(text.split("\n"), wanted)
     inside = max((score for score, at in ranked if start - 1 <= at <= start + length), default=0.0)
@@ -203,6 +208,11 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     if rivals:
         raise _ambiguous(text, path, sorted([start, rivals[0]]))
     return result.new_content
+
+
+def _code(line: str) -> str:
+    """A line without its comment and its spacing. A ``#`` in a string cuts it short, on both sides alike."""
+    return "".join(line.partition("#")[0].split())
 
 
 def _ranked(lines: list[str], wanted: list[str], keep: int = 12) -> list[tuple[float, int]]:

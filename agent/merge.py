@@ -154,7 +154,8 @@ def _effect(verdict: Verdict) -> str:
 
 
 def _proposer(proposal: Proposal) -> str:
-    return f"{proposal.author} ({proposal.source})" if proposal.source else proposal.author
+    source = Path(proposal.source).name if proposal.author == "human" else proposal.source  # no path of a machine
+    return f"{proposal.author} ({source})" if source else proposal.author
 
 
 def _compose(head: str, paragraphs: list[str], trailers: dict[str, str]) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 from agent import __version__, git, proposers, queue_patches, resources, runs, site
 from agent.config import Config
 from agent.errors import UserError
+from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
 from agent.propose import Proposer
 from agent.screen import Observer
@@ -41,6 +42,8 @@ class Options:
     max_level: int = 3
     unconfined: bool = False
     """Consent to run code that nobody has read without a box, where the level is 0."""
+    fresh: bool = False
+    """A new run from the target's newest commit, whatever earlier runs merged or left unfinished."""
     runs: Path = Path("runs")
 
 
@@ -62,6 +65,8 @@ def choose_folder(options: Options, clock: Clock) -> tuple[Path, Path | None]:
     kind = "queue" if options.proposer == "queue" else "run"
     named = folder_of_runs / runs.check_name(options.name) if options.name else None
     if named is not None and (named / "ledger.jsonl").exists():
+        if options.fresh:
+            raise UserError(f"There is a run {options.name} already.", "Choose another --name, or leave out --fresh.")
         state, _ = replay(named / "ledger.jsonl")
         if state.phase == "finished":
             raise UserError(f"Run {options.name} is finished.",
@@ -77,7 +82,7 @@ def choose_folder(options: Options, clock: Clock) -> tuple[Path, Path | None]:
         raise UserError(f"{named} holds files that are no run's.", "Choose another --name.")
     known = runs.names(folder_of_runs)
     fresh = named or folder_of_runs / runs.new_name(set(known), clock)
-    for name in reversed([] if named else known):
+    for name in reversed([] if named or options.fresh else known):
         state, _ = replay(folder_of_runs / name / "ledger.jsonl")
         if state.campaign.get("target") != target:
             continue
@@ -171,6 +176,7 @@ def _start(options: Options, folder: Path, continued: Path | None, gpus: int,
                       f"{origin.start[:12]}")
     place = _site(options, folder, origin, options.preset, gpus, observer)
     config = place.config
+    _check_ideas(options, place)
     if not config.train.served and "{seed}" not in config.train.command:
         observer.note("train.command takes no {seed}: pairs repeat one seed, if the target fixes one, "
                       "and do not share any noise if it does not")
@@ -215,10 +221,20 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer) -
         return queue_patches.PatchQueue(queue_patches.read_patches(files), done)
     choice = proposers.choose(_wanted(options), place.config.model)
     observer.note(choice.note)
-    if choice.kind == "ideas" and options.repo is not None and not options.proposer:
-        observer.note("the idea book is written for the target that comes with ratchet: on another repository most of "
-                      "its cards will not fit; name a model, or judge patches of yours with `ratchet try`")
     return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done)
+
+
+def _check_ideas(options: Options, place: Site) -> None:
+    """Raises UserError where the idea book is all there is and it has nothing for this target."""
+    if options.proposer in ("queue", "ideas") or proposers.choose("auto", place.config.model).kind == "llm":
+        return
+    texts, _ = place.texts(place.start)
+    fits = any(all(edit.search in texts.get(edit.path, "") for edit in card.edits)
+               for card in packaged_ideas(resources.prompts() / "ideas"))
+    if not fits:
+        raise UserError("There is nothing to try: no model is set up, and no card of the idea book fits this target.",
+                        f"Set {place.config.model.key_variable} and RATCHET_MODEL (and OPENAI_BASE_URL for another "
+                        "endpoint), or judge patches of yours:  ratchet try my.patch")
 
 
 def _wanted(options: Options) -> proposers.Wanted:

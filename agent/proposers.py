@@ -46,7 +46,8 @@ def choose(wanted: Wanted, model: config.Model) -> Choice:
     if wanted == "llm":
         missing = "no model is named" if not name else f"{model.key_variable} is not set"
         raise UserError(f"No model can propose: {missing}.", how)
-    reason = f"No model is named, so {model.key_variable} is not used" if key else "No model is set up"
+    reason = (f"No model is named, so {model.key_variable} is not used" if key else
+              f"{model.key_variable} is not set, so the model {name} is not used" if name else "No model is set up")
     return Choice("ideas", f"{reason}: proposals come from the idea book. {how}")
 
 

@@ -79,7 +79,9 @@ def _gain(state: State) -> str:
     low, high = (-gain.high, -gain.low) if view.maximised(state) else (gain.low, gain.high)
     verdict = "better" if high < 0 else "worse" if low > 0 else "not shown to differ: the interval includes zero"
     ends = f" ({gain.start:.4f} to {gain.tip:.4f})" if gain.start is not None and gain.tip is not None else ""
-    return (f"Start against tip on split `{_cell(gain.split)}`, which nothing was selected on, with {len(gain.pairs)} "
+    text = ("which nothing was selected on, with" if gain.split == "final" else
+            "whose text also selected the merges (this tier has no other), but with")
+    return (f"Start against tip on split `{_cell(gain.split)}`, {text} {len(gain.pairs)} "
             f"fresh paired seeds: **{_cell(gain.metric)} {view.span(gain.effect, gain.low, gain.high)}**{ends}, "
             f"{view.better(state)}; {verdict}.")
 

@@ -165,7 +165,7 @@ def gain_line(state: State) -> str:
     if gain is None and state.phase == "finished":
         return "not measured; the notes say why" if state.merges else "none: nothing was merged"
     if gain is None:
-        return "not measured yet: the final split is opened once, at the end of the run"
+        return "not measured yet: that is done once, at the end of the run, on fresh seeds"
     ends = f" ({gain.start:.4f} -> {gain.tip:.4f})" if gain.start is not None and gain.tip is not None else ""
     return (f"{clean(gain.metric)} {span(gain.effect, gain.low, gain.high)}{ends} on split {clean(gain.split)}, "
             f"{len(gain.pairs)} fresh pairs, {better(state)}")

@@ -401,7 +401,7 @@ def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: A
         process.send_signal(signal.Signals[how])
         _, err = process.communicate(timeout=40)
         if how == "SIGINT":
-            assert process.returncode == 130 and err == "stopped; `ratchet run` goes on from here\n"
+            assert process.returncode == 130 and err == "stopped; the same command goes on from here\n"
             stopped = load(tmp_path / "runs/n")
             assert stopped.phase == "stopped" and not alive(str(tmp_path / "runs"))
         code, out, err = edge(*arguments[:2], "--level", "0", model=model)  # the consent is remembered
@@ -580,3 +580,37 @@ def test_the_clock_stops_a_campaign_in_time_with_its_gain(tmp_path: Path, edge: 
     state = check_sound(only_run(tmp_path / "runs"))
     assert state.phase == "finished" and len(state.attempts) >= 2
     assert not state.merges or state.gain is not None
+
+
+def test_fresh_drops_what_an_earlier_run_merged(tmp_path: Path, edge: Any) -> None:
+    target = tmp_path / "t"
+    tiny.write_tiny_target(target)
+    good, idle = (patch_file(tmp_path, target, title) for title in ("less smoothing", "unused constant"))
+    assert edge("try", str(good), "--repo", "t")[0] == 0
+    first = only_run(tmp_path / "runs")
+    assert len(load(first).merges) == 1
+    code, out, _ = edge("try", str(idle), "--repo", "t", "--fresh")
+    assert code == 0 and "starts from its accepted tip" not in out
+    (second,) = [path for path in (tmp_path / "runs").iterdir() if path.name not in (first.name, ".data")]
+    assert load(second).campaign["start"] == load(first).campaign["start"]
+    assert "There is a run" in said(edge, "try", str(good), "--repo", "t", "--fresh", "--name", first.name)
+
+
+def test_a_bad_patch_file_leaves_no_run_and_a_book_without_a_card_is_said(tmp_path: Path, edge: Any) -> None:
+    tiny.write_foreign_target(tmp_path / "t")
+    (tmp_path / "bad.patch").write_text("nothing\n")
+    assert "is not a unified diff" in said(edge, "try", "bad.patch", "--repo", "t")
+    assert not (tmp_path / "runs").exists()
+    assert "There is nothing to try: no model is set up" in said(edge, "run", "t")
+
+
+def test_a_model_that_cannot_be_reached_is_one_line_and_the_run_can_go_on(tmp_path: Path, edge: Any) -> None:
+    tiny.write_tiny_target(tmp_path / "t")
+    with serving(Script([])) as (_, model):
+        pass  # an address where nobody listens any more
+    line = said(edge, "run", "t", "--name", "n", model=model)
+    assert "does not answer: no connection" in line and "run the same command again" in line
+    assert load(tmp_path / "runs/n").phase == "running" and not load(tmp_path / "runs/n").attempts
+    with serving(Script([known("less smoothing")])) as (_, model):
+        assert edge("run", "t", "--name", "n", model=model)[0] == 0
+    assert merged_titles(load(tmp_path / "runs/n")) == ["less smoothing"]

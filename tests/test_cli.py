@@ -151,7 +151,7 @@ def test_ctrl_c_at_the_edge_says_how_to_go_on(capsys: pytest.CaptureFixture[str]
         signal.raise_signal(signal.SIGINT)
     monkeypatch.setattr(cli.runs, "resolve", interrupt)
     assert cli.edge(["status"]) == 130
-    assert capsys.readouterr().err == "stopped; `ratchet run` goes on from here\n"
+    assert capsys.readouterr().err == "stopped; the same command goes on from here\n"
 
 
 def test_a_closed_terminal_ends_like_ctrl_c_and_nohup_stays() -> None:
@@ -316,3 +316,20 @@ def test_the_live_screen_shows_phase_bars_verdicts_and_cost(tmp_path: Path) -> N
                  "best so far: val_bpb -0.1100", "13 runs"):
         assert part in shown
     assert "\x1b[" in out.getvalue() and out.getvalue().endswith("\x1b[?25h")  # the cursor is back
+
+
+def test_doctor_says_when_a_run_would_read_another_config(tmp_path: Path) -> None:
+    tiny.write_tiny_target(tmp_path / "t")
+    config = tmp_path / "t/ratchet.toml"
+
+    def names() -> dict[str, doctor.Check]:
+        return {check.name: check for check in doctor._target(tmp_path / "t", "")[0]}
+
+    assert "commit" not in names()
+    config.write_text(config.read_text() + "\n# changed\n")
+    assert names()["commit"].state == "warning" and "not the committed one" in names()["commit"].text
+    text = config.read_text()
+    config.unlink()
+    tiny.commit(tmp_path / "t", "Forget the config")
+    config.write_text(text)
+    assert names()["commit"].state == "error" and names()["commit"].mend.startswith("git add")

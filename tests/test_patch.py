@@ -420,3 +420,19 @@ def test_a_whole_repository_as_target(start: tuple[Path, str]) -> None:
 def test_a_file_that_is_not_utf8_is_refused(start: tuple[Path, str]) -> None:
     assert refused(start, Edit("latin.py", "x = 1", "x = 2")).rule == "binary"
     assert refused(start, Edit("new.py", "", "x = '\udc80'\n")).rule == "binary"
+
+
+OPTIMIZER = "import math\n\nBATCH = 32\nLR = 0.002\nSTEPS = 400\nDECAY = 0.1\n\n\ndef rate(step):\n    return LR\n"
+
+
+@pytest.mark.parametrize("wrong", ["BATCH_SIZE = 64", "LR = 0.5", "LR = 0.7 * base_lr"])
+def test_a_line_that_the_file_does_not_have_is_not_replaced(wrong: str) -> None:
+    hunk = [" BATCH = 32", f"-{wrong}", "+LR = 0.02", " STEPS = 400", " DECAY = 0.1", " ", " ", " def rate(step):"]
+    with pytest.raises(PatchRefused, match="has no such lines"):
+        matching.apply_hunk(OPTIMIZER, hunk, "train.py")
+
+
+def test_a_comment_may_have_drifted() -> None:
+    hunk = [" BATCH = 32", "-LR = 0.002  # too low", "+LR = 0.02", " STEPS = 400", " DECAY = 0.1", " ", " "]
+    text, tier = matching.apply_hunk(OPTIMIZER, hunk, "train.py")
+    assert (text, tier) == (OPTIMIZER.replace("0.002", "0.02"), "fuzzy")
