@@ -47,12 +47,16 @@ def export_series(repo: Path, start: str, folder: Path) -> Exported:
 def export_branch(repo: Path, toplevel: Path, start: str, branch: str) -> str:
     """Create ``branch`` at the accepted tip in the user's repository, without checking it out. Returns the tip.
 
-    Raises UserError when there is nothing to export, or the name is no branch name or is taken.
+    Nothing to do where it stands there already. Raises UserError when there is nothing to export, or the name is no
+    branch name or is another branch's.
     """
     tip = _tip(repo, start)
     _check_name(repo, branch)
     ref = f"refs/heads/{branch}"
-    if git.resolve(toplevel, ref, bare=False) is not None:
+    there = git.resolve(toplevel, ref, bare=False)
+    if there == tip:
+        return tip
+    if there is not None:
         raise _taken(branch, toplevel)
     known = git.resolve(toplevel, start, bare=False)
     git.copy_objects(repo, toplevel, tip, exclude=start if known else "", target_bare=False)

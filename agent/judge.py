@@ -108,7 +108,9 @@ def judge(pairs: Sequence[Pair], rule: Rule) -> Ask | Ruling:
             return ruling
     if sample.t > FUTILE_T or n >= last:
         why = "futile" if n < last else f"not shown after {n} pairs"
-        return Ruling("rejected", f"{why}: mean effect {_unsign(sample.mean, rule):+.4f}, t = {sample.t:.2f}",
+        needed = f", below {-_quantile(rule.level, n):.2f} was needed" if n >= last else ""
+        return Ruling("rejected", f"{why}: mean effect {_unsign(sample.mean, rule):+.4f} on {rule.select}, "
+                      f"t = {sample.t:.2f}{needed}",
                       estimate(pairs, rule), {"rule": why, "t": sample.t, "level": rule.level})
     return Ask(min(look for look in rule.looks if look > n) - n)
 

@@ -208,8 +208,10 @@ def test_export_makes_a_branch_a_series_and_a_push_and_leaves_the_checkout(tmp_p
     subprocess.run(["git", "init", "-q", "--bare", str(remote)], check=True)
     assert "as ratchet/n" in invoke("export", "--push", str(remote), *where)
     assert git.resolve(remote, "refs/heads/ratchet/n") == tip
-    again = ratchet("export", "--branch", "better", cwd=tmp_path)
-    assert again.returncode == 1 and "already has a branch better" in again.stderr
+    assert ratchet("export", "--branch", "better", cwd=tmp_path).returncode == 0  # it stands there already
+    git.update_ref(user, "refs/heads/mine", str(night.state.campaign["start"]), "", bare=False)
+    taken = ratchet("export", "--branch", "mine", cwd=tmp_path)
+    assert taken.returncode == 1 and "already has a branch mine" in taken.stderr
 
 
 def test_the_default_target_has_no_place_for_a_branch(tmp_path: Path) -> None:
