@@ -10,7 +10,7 @@ from agent.attacks.trial import Sighting, diff_of, run_campaign
 from agent.attacks.world import Estate, open_world
 from agent.ledger import State
 
-TRIALS = 100
+TRIALS = target.GRAINS
 ALLOWED = 0.05
 """Share of patches without effect that may be merged."""
 CONFIG = (("probe_steps = 8", "probe_steps = 0"),)
@@ -25,10 +25,12 @@ def trials(estate: Estate, level: int) -> tuple[Sighting, Sighting]:
     """(the bite, the campaign): both decide on the very same runs of one campaign of null patches.
 
     The bite is the greedy rule "keep what has a lower number than the incumbent": it must be taken in by more than
-    ``ALLOWED`` of the patches. The judge may merge no more than that. After a merge the next patches meet the new tip.
+    ``ALLOWED`` of the patches. The judge may merge no more than that. After a merge the next patches meet the new
+    tip, so each changes a line of its own.
     """
     with open_world(estate, ATTACK, "guard-lucky-seeds") as world:
-        patches = [diff_of(target.FILES, [("settings.py", '"first"', f'"luck {number}"')]) for number in range(TRIALS)]
+        patches = [diff_of(target.FILES, [("grains.py", f'GRAIN_{number} = ""', f'GRAIN_{number} = "luck {number}"')])
+                   for number in range(TRIALS)]
         sighting, state, _ = run_campaign(world, ATTACK, patches, level, Path(world.places["TARGET"]))
         sighting.note("leftover", world.leftovers())
     bite = Sighting(reason="")

@@ -83,6 +83,7 @@ TRAIN = '''"""Editable: fits the logits of a bigram by gradient descent."""
 import math
 import random
 
+import grains
 import model
 import settings
 import wire
@@ -90,7 +91,8 @@ import wire
 
 def start(run):
     """Small random logits: what differs between two salts is the noise of a run."""
-    chance = random.Random(f"{run.seed}/{settings.SALT}")
+    grain = "".join(value for name, value in sorted(vars(grains).items()) if name.startswith("GRAIN"))
+    chance = random.Random(f"{run.seed}/{settings.SALT}{grain}")
     return [[chance.gauss(0, 0.2) for _ in range(run.vocab)] for _ in range(run.vocab)]
 
 
@@ -241,4 +243,7 @@ weights_mb = 1
 repairs = 1
 """
 
-FILES = {"settings.py": SETTINGS, "model.py": MODEL, "train.py": TRAIN, "wire.py": tiny.WIRE, "serve.py": SERVE}
+GRAINS = 100
+FILES = {"grains.py": "\n\n\n\n".join(f'GRAIN_{number} = ""' for number in range(GRAINS)) + "\n",
+         "settings.py": SETTINGS, "model.py": MODEL, "train.py": TRAIN, "wire.py": tiny.WIRE, "serve.py": SERVE}
+"""``grains.py`` is more salt, a line apart from every other, so that many patches without effect fit side by side."""
