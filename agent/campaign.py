@@ -26,18 +26,18 @@ from agent.config import Config
 from agent.errors import UserError
 from agent.judge import Rule, Ruling, estimate, judge
 from agent.ledger import Attempt, Clock, State, replay, utc_now
-from agent.measure import Slots, audit_job, audit_of, compile_cache, forget_weights, job_of, keeps_cache, new_run
+from agent.measure import Slots, forget_weights
+from agent.needs import Need, Needs
 from agent.opening import Opened, Options, choose_folder, open_campaign
 from agent.patch import build
 from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing, brief
-from agent.records import Candidate, Fault, Gain, Pair, Proposal, Purpose, Result, Run, Stage, Tier, Verdict
+from agent.records import Candidate, Fault, Gain, Pair, Proposal, Result, Run, Stage, Tier, Verdict
 from agent.screen import Observer
 from agent.spending import Spending
 from sandbox.engine import LocalEngine
-from sandbox.job import Job
 
 __all__ = ["Campaign", "Options", "run"]
 
@@ -84,17 +84,6 @@ class Trial:
         return self.candidate.id
 
 
-@dataclass(frozen=True, slots=True)
-class Need:
-    """A run that somebody waits for: a training run of ``commit``, or an audit of the run ``audits``."""
-
-    purpose: Purpose
-    commit: str
-    seed: int
-    steps: int
-    audits: str = ""
-
-
 def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
     """Run a campaign to its end or until it is interrupted. Returns the exit code. Raises UserError."""
     folder, continued = choose_folder(options, clock)
@@ -127,6 +116,7 @@ class Campaign:
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
         self.slots = Slots(self.site, LocalEngine())
+        self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
         self.exhausted = False
         self.in_vain = 0
@@ -233,16 +223,11 @@ class Campaign:
         """
         if not audits.wanted(self.site.config) or result.fault:
             return
-        found = self.complete([self.audit_need(result)])[0]
+        found = self.complete([self.needs.audit(result)])[0]
         if found.fault:
             raise UserError(f"The target's own model cannot be audited ({found.fault}): {found.message}.",
                             "Make it causal and deterministic, or set evaluate.audit = 0: then nothing stops a patch "
                             "whose model looks ahead.")
-
-    def audit_need(self, result: Result) -> Need:
-        """An audit of a finished run."""
-        run_ = self.state.runs[result.id]
-        return Need("audit", run_.tree, run_.seed, run_.steps, run_.id)
 
     def give_up_rest(self) -> None:
         """What the budget left without a verdict."""
@@ -271,7 +256,7 @@ class Campaign:
             self.note("the gain was not measured: its runs were made on different machines or versions")
             return
         if audits.wanted(config):
-            again = self.complete([self.audit_need(result) for result in results if not result.fault])
+            again = self.complete([self.needs.audit(result) for result in results if not result.fault])
             faulty = {self.state.runs[found.id].audits: found.fault for found in again if found.fault}
             results = [dataclasses.replace(result, fault=faulty.get(result.id, result.fault)) for result in results]
             forget_weights(self.site, [self.state.runs[result.id] for result in results])
@@ -308,10 +293,10 @@ class Campaign:
         """Start one run that a trial waits for; nearest to a verdict first."""
         for trial in sorted(self.trials, key=lambda t: (-t.asked, t.attempt.number)):
             for need in self.wants(trial):
-                device = self.device_for(need.seed) if need.purpose != "preflight" else ""
+                device = self.needs.device_for(need.seed) if need.purpose != "preflight" else ""
                 free = self.slots.free(device)
                 if free and not self.spending.forbids(need.purpose, self.clock()):
-                    self.start(need, free, trial)
+                    self.needs.start(need, free, trial.id)
                     return True
         return False
 
@@ -323,12 +308,12 @@ class Campaign:
             first, probe = self.site.config.seeds.first, self.site.config.budget.probe_steps
             return [] if running else [Need("preflight", candidate.head, first, probe)]
         if trial.due:
-            needs = [self.audit_need(self.state.results[name]) for name in trial.due]
+            needs = [self.needs.audit(self.state.results[name]) for name in trial.due]
         else:
             needs = [need for seed in self.seeds(trial)[: trial.asked]
                      for need in (Need("pair", candidate.head, seed, self.steps_of(trial)),
                                   Need("baseline", tip, seed, self.bank.tip_steps))]
-        return [need for need in needs if self.result(need) is None and not self.on_its_way(need)]
+        return [need for need in needs if self.needs.known(need) is None and not self.needs.on_its_way(need)]
 
     def draw(self) -> bool:
         """Propose and patch once; False when there is nothing more to propose."""
@@ -573,56 +558,17 @@ class Campaign:
         shift = trial.attempt.number % len(self.site.devices) if self.site.devices[0] != "cpu" else 0
         return [found[(shift + i) % count] for i in range(count)]
 
-    def device_for(self, seed: int) -> str:
-        """A seed's runs all use one device, so that a pair shares it."""
-        return self.site.devices[seed % len(self.site.devices)]
-
-    def on_its_way(self, need: Need) -> bool:
-        tree = self.bank.tree(need.commit)
-        return any(r.tree == tree and r.seed == need.seed and r.steps == need.steps and r.purpose != "preflight"
-                   and r.audits == need.audits for r in self.slots.busy)
-
-    def result(self, need: Need) -> Result | None:
-        """What is known already of the run or audit that is needed."""
-        if need.purpose == "audit":
-            return audits.audited(self.state).get(need.audits)
-        return self.bank.result(self.bank.tree(need.commit), need.seed, need.steps)
-
     def complete(self, needs: list[Need]) -> list[Result]:
         """The results of ``needs``, run where they are not known; in the order asked."""
         while True:
-            missing = [need for need in needs if self.result(need) is None]
+            missing = [need for need in needs if self.needs.known(need) is None]
             if not missing:
-                return [found for need in needs if (found := self.result(need)) is not None]
+                return [found for need in needs if (found := self.needs.known(need)) is not None]
             for need in missing:
-                device = self.slots.free(self.device_for(need.seed))
-                if device and not self.on_its_way(need):
-                    self.start(need, device, None)
+                device = self.slots.free(self.needs.device_for(need.seed))
+                if device and not self.needs.on_its_way(need):
+                    self.needs.start(need, device, None)
             self.absorb(self.slots.wait(TICK_SECONDS))
-
-    def start(self, need: Need, device: str, trial: Trial | None) -> None:
-        """Intent line, then the job."""
-        known = set(self.state.runs)
-        if need.purpose == "audit":
-            run_ = audit_of(self.state.runs[need.audits], known)
-            job = self.audit_job(run_)
-        else:
-            owner = trial.id if trial is not None and need.purpose in ("pair", "preflight") else None
-            run_ = new_run(self.site, need.purpose, self.bank.tree(need.commit), need.seed, need.steps, device, owner,
-                           known)
-            twin = need.purpose == "preflight" and self.site.config.train.served
-            job = job_of(self.site, run_, self.site.source(need.commit),
-                         self.site.source(self.state.tip) if twin else None,
-                         compile_cache(self.site, self.state), keeps_cache(self.site, self.state, run_))
-        self.ledger.append("run_started", run_)
-        self.slots.start(run_, job)
-
-    def audit_job(self, run_: Run) -> Job:
-        """A candidate is compared with the incumbent, and all are held to what the incumbent's first run showed."""
-        audited = self.state.runs[run_.audits]
-        incumbent = self.bank.place(self.state.tip, run_.seed, self.bank.tip_steps) if run_.candidate else None
-        allowed = audits.WIDEST if audited.purpose == "baseline" else audits.tolerance(self.state)
-        return audit_job(self.site, run_, audited, self.site.source(run_.tree), allowed, incumbent)
 
     def drop(self, trial: Trial) -> None:
         """Take a trial off the slots."""
