@@ -70,10 +70,15 @@ def tolerance(state: State) -> tuple[float, float]:
 
     The scorer's defaults hold where they are wider; zeros ask for them.
     """
-    own = [score for run in state.runs.values() if run.purpose == "audit" and run.candidate is None
-           if (result := state.results.get(run.id)) and not result.fault for score in result.scores.values()]
-    return (MARGIN * max((score.audit_max or 0.0 for score in own), default=0.0),
-            MARGIN * max((abs(score.audit_mean or 0.0) for score in own), default=0.0))
+    return tolerated([result for run in state.runs.values() if run.purpose == "audit" and run.candidate is None
+                      if (result := state.results.get(run.id)) and not result.fault])
+
+
+def tolerated(own: Sequence[Result]) -> tuple[float, float]:
+    """(largest difference, mean) in nats that a candidate may show where the incumbent's audits gave ``own``."""
+    scores = [score for result in own for score in result.scores.values()]
+    return (MARGIN * max((score.audit_max or 0.0 for score in scores), default=0.0),
+            MARGIN * max((abs(score.audit_mean or 0.0) for score in scores), default=0.0))
 
 
 def _drawn(run: str, salt: str) -> bool:

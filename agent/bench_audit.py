@@ -6,6 +6,10 @@ that the honest score is known exactly. A cheat *held* when it was found, or whe
 standard errors of the honest one. Honest candidates are audited again and again with fresh draws: none may be found.
 
 The cheats edit ``model.py`` of the target that comes with ratchet; another target is not taken.
+
+With ``--variants`` it asks the other question alone, on any device and of real patches: each variant is one idea card,
+or several joined by ``+``, trained once and audited under the tolerance that the start's own audit gives, as in a
+campaign.
 """
 
 from __future__ import annotations
@@ -16,14 +20,15 @@ import datetime
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-from agent import git, patch
+from agent import audits, git, patch
 from agent.bench_ground import Ground, Say, Wanted, count, open_ground
-from agent.bench_training import Finding
+from agent.bench_training import Finding, cards_of
 from agent.errors import UserError
 from agent.measure import audit_job, job_of
-from agent.records import Edit, Proposal, Run
+from agent.records import Edit, Proposal, Result, Run
 from sandbox.job import WEIGHTS, Job
 
 HONEST = "        return self.logits(self.hidden(ids))\n"
@@ -87,10 +92,14 @@ class Trial:
 def audit_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--honest", type=count, default=200, help="audits of honest models in all")
     parser.add_argument("--cheats", default=",".join(CHEATS), help="names of cheats, with commas between")
+    parser.add_argument("--variants", default="", help="audit these honest idea cards instead: A,B,A+B")
+    parser.add_argument("--ideas", type=Path, help="folder of the cards")
 
 
 def audit(options: argparse.Namespace, say: Say) -> Finding:
-    """Every cheat on every seed, and ``--honest`` audits of honest candidates."""
+    """Every cheat on every seed, and ``--honest`` audits of honest candidates; or ``--variants``."""
+    if options.variants:
+        return _variants(options, say)
     with open_ground(options, "audit", say) as ground:
         steps = ground.steps(options.steps)
         trials = _trained(ground, [1 + number for number in range(options.seeds)], steps)
@@ -111,6 +120,41 @@ def audit(options: argparse.Namespace, say: Say) -> Finding:
     note = f"honest: {alarms} of {options.honest} audits raised an alarm; widest difference {widest:.2g} nats"
     return Finding(f"audit of cheating models, {len(trials)} seeds, {steps} steps, {device}", facts,
                    ("cheat", "gain in bulk, bpb", "found", "held", "corrected - honest, bpb"), rows, [note])
+
+
+def _variants(options: argparse.Namespace, say: Say) -> Finding:
+    """Each variant trained on one seed and audited beside the start, which sets the tolerance."""
+    names = [name.strip() for name in options.variants.split(",") if name.strip()]
+    with open_ground(options, "audit", say, options.slots) as ground:
+        commits = {name: ground.variant(cards_of(name.split("+"), options.ideas), ground.start) for name in names}
+        steps, seed = ground.steps(options.steps), ground.site.config.seeds.first
+        results = ground.trained([Wanted(commit, seed, steps, name, keep_weights=True)
+                                  for name, commit in {"start": ground.start, **commits}.items()])
+        start = Trial(seed, ground.run(results[0]), ground.run(results[0]), 0.0)
+        own = ground.finish([_audit(ground, start.incumbent, start, "own")], "start audited")
+        allowed = audits.tolerated(own)
+        found = ground.finish([_audit(ground, run, Trial(seed, start.incumbent, run, 0.0), "audit", allowed)
+                               for run in map(ground.run, results[1:])], "audited")
+        device = found[0].fingerprint.get("device", ground.site.devices[0])
+    rows = [{"variant": name, "alarm": result.fault is not None, "message": result.message, **_widest(result)}
+            for name, result in zip(["start", *names], [*own, *found], strict=True)]
+    alarms = sum(bool(row["alarm"]) for row in rows)
+    return Finding(f"audit of {len(names)} honest variants, {steps} steps, {device}",
+                   {"steps": steps, "device": device, "tolerance": allowed, "alarms": alarms, "variants": rows},
+                   ("variant", "largest |d|", "where it gains most", "mean d", "SE", "alarm"),
+                   [(str(row["variant"]), *(f"{row[key]:.2g}" for key in ("largest", "targeted", "mean", "se")),
+                     "yes" if row["alarm"] else "no") for row in rows],
+                   [f"alarms: {alarms} of {len(rows)}; the start's own audit allows {allowed[0]:.3g} nats at one "
+                    f"position and {allowed[1]:.3g} on average, if wider than the device's thresholds"])
+
+
+def _widest(result: Result) -> dict[str, float]:
+    """The widest of an audit's figures over the splits, in nats."""
+    scores = list(result.scores.values())
+    return {"largest": max((score.audit_max or 0.0 for score in scores), default=0.0),
+            "targeted": max((score.targeted_max or 0.0 for score in scores), default=0.0),
+            "mean": max((score.audit_mean or 0.0 for score in scores), key=abs, default=0.0),
+            "se": max((score.audit_se or 0.0 for score in scores), default=0.0)}
 
 
 def _trained(ground: Ground, seeds: Sequence[int], steps: int) -> list[Trial]:
@@ -170,10 +214,11 @@ def _score_job(ground: Ground, run: Run, trial: Trial) -> Job:
                                weights=str(ground.site.folder / trial.candidate.folder / WEIGHTS))
 
 
-def _audit(ground: Ground, run: Run, trial: Trial, label: str) -> tuple[Run, Job]:
+def _audit(ground: Ground, run: Run, trial: Trial, label: str,
+           allowed: tuple[float, float] = (0.0, 0.0)) -> tuple[Run, Job]:
     """An audit of the bulk answers of ``run``, which has the weights of the seed's candidate."""
     asked = dataclasses.replace(run, id=f"{run.id}-{label}", folder=f"jobs/{run.id}-{label}", purpose="audit",
                                 audits=run.id)
-    job = audit_job(ground.site, asked, run, ground.site.source(run.tree), (0.0, 0.0), trial.incumbent)
+    job = audit_job(ground.site, asked, run, ground.site.source(run.tree), allowed, trial.incumbent)
     return asked, dataclasses.replace(job, weights=str(ground.site.folder / trial.candidate.folder / WEIGHTS))
 

@@ -44,6 +44,8 @@ class Wanted:
     scored: bool = True
     """False: no evaluation."""
     keep_weights: bool = False
+    level: int | None = None
+    """Highest isolation level; None: the site's."""
 
 
 @dataclass(slots=True)
@@ -168,6 +170,8 @@ class Ground:
         job = job_of(self.site, run, self.site.source(wanted.commit))
         if not wanted.scored:
             job = dataclasses.replace(job, evaluation=None)
+        if wanted.level is not None:
+            job = dataclasses.replace(job, max_level=wanted.level, min_level=0)
         return run, dataclasses.replace(job, keep_weights=wanted.keep_weights)
 
     def _device(self, seed: int) -> str:

@@ -92,6 +92,7 @@ def mfu_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--short", type=count, default=20, help="steps of the short run")
     parser.add_argument("--long", type=count, default=220, help="steps of the long run")
     parser.add_argument("--tries", type=count, default=1, help="pairs of a short and a long run")
+    parser.add_argument("--against", type=int, choices=range(4), help="time each pair at this level too, in turn")
     parser.add_argument("--peak", type=float, default=PEAK_TFLOPS, help="TFLOP/s of the GPU, dense bf16")
 
 
@@ -102,7 +103,7 @@ def mfu(options: argparse.Namespace, say: Say) -> Finding:
     with open_ground(options, "mfu", say, slots=1) as ground:
         if find_devices(ground.site.config, 1) == ("cpu",):
             raise UserError("bench mfu needs a GPU preset; cpu trains on the processor.", "Try --preset h100.")
-        facts = utilisation(ground, options.short, options.long, options.tries, options.peak)
+        facts = utilisation(ground, options.short, options.long, options.tries, options.peak, options.against)
     return Finding(f"training on one GPU, steps {options.short + 1} to {options.long}", facts, ("what", "value"), [
         ("step", f"{facts['step_ms']:.1f} ms"), ("tokens a second", f"{facts['tokens_per_second']:,.0f}"),
         ("matrix parameters N", f"{facts['matrix_parameters']:,}"),
@@ -110,22 +111,30 @@ def mfu(options: argparse.Namespace, say: Say) -> Finding:
         ("model FLOPs a token, 6 N + 12 L C T", f"{facts['flops_per_token']:.3e}"),
         ("MFU", f"{facts['mfu']:.1%} of {options.peak:g} TFLOP/s"),
         ("GPU memory, highest of a sample every 2 s", f"{facts['gpu_memory_mb']:,.0f} MiB")],
-        [f"preset {facts['preset']}, level {facts['level']} on {facts['device']}"])
+        [f"preset {facts['preset']}, level {facts['level']} on {facts['device']}",
+         *([f"level {facts['against']['level']}: {facts['against']['step_ms']:.2f} ms a step, so level "
+            f"{facts['level']} costs {facts['against']['ratio'] - 1:+.2%}"] if facts["against"] else [])])
 
 
-def utilisation(ground: Ground, short: int, long: int, tries: int, peak_tflops: float) -> dict[str, Any]:
-    """Step time and MFU from runs of ``short`` and ``long`` steps: in the difference of their training times whatever
-    happens once (compiling, warming up, handing over the weights) cancels. Raises UserError."""
+def utilisation(ground: Ground, short: int, long: int, tries: int, peak_tflops: float,
+                against: int | None = None) -> dict[str, Any]:
+    """Step time and MFU from runs of ``short`` and ``long`` steps: in the difference of what they took after their
+    first step whatever happens once (warming up, handing over the weights) cancels; compiling comes before.
+
+    ``against``: an isolation level at which the same pairs are run too, in turn. Raises UserError.
+    """
     _served(ground, "mfu")
     if not 0 < short < long:
         raise UserError(f"--short {short} --long {long}: the long run must have more steps.", "Try 20 and 220.")
     data, seed = ground.site.data, ground.site.config.seeds.first
-    wanted = [Wanted(ground.start, seed, steps, f"start, {steps} steps", scored=False, keep_weights=True)
-              for _ in range(tries) for steps in (short, long)]
-    runs = ground.trained(wanted)
+    levels = [None] if against is None else [None, against]
+    wanted = [Wanted(ground.start, seed, steps, f"start, {steps} steps", scored=False, keep_weights=True, level=level)
+              for _ in range(tries) for level in levels for steps in (short, long)]
+    found = ground.trained(wanted)
     assert data is not None  # a served target has data
-    taken = [(b.train_seconds - a.train_seconds) / (long - short)
-             for a, b in zip(runs[::2], runs[1::2], strict=True)]
+    pairs = list(zip(found[::2], found[1::2], strict=True))
+    runs = [run for pair in pairs[::len(levels)] for run in pair]
+    taken = _step_seconds(pairs[::len(levels)], long - short)
     step, last = statistics.median(taken), runs[-1]
     if step <= 0:
         raise UserError(f"{long} steps took no longer than {short}: the difference drowns in noise.", "Raise --long.")
@@ -137,7 +146,21 @@ def utilisation(ground: Ground, short: int, long: int, tries: int, peak_tflops: 
             "tokens_per_step": last.tokens // last.steps, "tokens_per_second": rate, "matrix_parameters": matrices,
             "parameters": last.parameters, "layers": layers, "width": width, "sequence": data.sequence,
             "flops_per_token": per_token, "peak_tflops": peak_tflops, "mfu": rate * per_token / (peak_tflops * 1e12),
-            "startup_seconds": _startup(runs), "gpu_memory_mb": max(run.gpu_memory_mb for run in runs)}
+            "startup_seconds": _startup(runs), "gpu_memory_mb": max(run.gpu_memory_mb for run in runs),
+            "against": _against(pairs[1::2], long - short, step) if against is not None else None}
+
+
+def _step_seconds(pairs: Sequence[tuple[Result, Result]], steps: int) -> list[float]:
+    """Seconds a step by each pair of a short and a long run, ``steps`` apart; on a GPU the charge is wall time."""
+    return [(long.charge_seconds - short.charge_seconds) / steps for short, long in pairs]
+
+
+def _against(pairs: Sequence[tuple[Result, Result]], steps: int, own: float) -> dict[str, Any]:
+    """Step time at the other level, and how much longer the own one takes."""
+    taken = _step_seconds(pairs, steps)
+    other = statistics.median(taken)
+    return {"level": pairs[0][0].level, "step_ms": 1000 * other, "step_ms_each": [1000 * seconds for seconds in taken],
+            "ratio": own / other}
 
 
 def flops_per_token(matrices: int, layers: int, width: int, sequence: int) -> float:

@@ -72,7 +72,7 @@ def effects_options(parser: argparse.ArgumentParser) -> None:
 
 def effects(options: argparse.Namespace, say: Say) -> Finding:
     """Each card alone and all together against the target's start, paired by seed, at the same number of steps."""
-    cards = _cards(options)
+    cards = cards_of(options.cards.split(","), options.ideas)
     with open_ground(options, "effects", say) as ground:
         variants = {} if options.together else {card.id: ground.variant([card], ground.start) for card in cards}
         if options.together or (len(cards) > 1 and not options.apart):
@@ -133,10 +133,10 @@ def show(value: float | None, form: str = ".4f") -> str:
     return "-" if value is None else format(value, form)
 
 
-def _cards(options: argparse.Namespace) -> list[ideas.Card]:
-    folder = options.ideas or resources.prompts() / "ideas"
-    book = {card.id: card for card in ideas.packaged_ideas(folder)}
-    names = [name.strip() for name in options.cards.split(",") if name.strip()]
+def cards_of(names: Sequence[str], folder: Path | None) -> list[ideas.Card]:
+    """The cards of ``folder``, or of the packaged book, by id. Raises UserError for one that is not there."""
+    book = {card.id: card for card in ideas.packaged_ideas(folder or resources.prompts() / "ideas")}
+    names = [name.strip() for name in names if name.strip()]
     unknown = [name for name in names if name not in book]
     if unknown or not names:
         raise UserError(f"There is no card {unknown[0]!r}." if unknown else "--cards names no card.",

@@ -141,10 +141,13 @@ def read_config(repo: Path, commit: str, prefix: str, preset: str, gpus: int) ->
 
 
 def find_devices(config: Config, slots: int | None) -> tuple[str, ...]:
-    """One slot a GPU where there are any and the preset is not ``cpu``; else one slot for each set of CPU threads."""
+    """One slot a GPU where there are any and the preset is not ``cpu``; else one slot for each set of CPU threads.
+
+    More ``slots`` than GPUs share them: for jobs that leave a GPU idle and fit in its memory side by side.
+    """
     count = 0 if config.preset == "cpu" else gpu_count()
     if count:
-        return tuple(f"cuda:{i}" for i in range(min(count, slots or count)))
+        return tuple(f"cuda:{i % count}" for i in range(slots or count))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ("cpu",) * (slots or max(1, min(8, cores // config.train.threads)))
 

@@ -266,7 +266,7 @@ def test_utilisation_takes_the_difference_of_two_runs(world: Path) -> None:
         with pytest.raises(UserError, match="must have more steps"):
             bench_machine.utilisation(place, 20, 20, 1, 989.0)
     assert (found["matrix_parameters"], found["layers"], found["width"], found["sequence"]) == (32 * 32, 2, 32, 24)
-    assert found["tokens_per_step"] == 4 * 24 and 10 <= found["step_ms"] < 200
+    assert found["tokens_per_step"] == 4 * 24 and 0 < found["step_ms"] < 200
     assert found["flops_per_token"] == 6 * 1024 + 12 * 2 * 32 * 24
     assert found["mfu"] == pytest.approx(96 / (found["step_ms"] / 1000) * found["flops_per_token"] / 1e6)
 
