@@ -128,24 +128,29 @@ def _variants(options: argparse.Namespace, say: Say) -> Finding:
     with open_ground(options, "audit", say, options.slots) as ground:
         commits = {name: ground.variant(cards_of(name.split("+"), options.ideas), ground.start) for name in names}
         steps, seed = ground.steps(options.steps), ground.site.config.seeds.first
-        results = ground.trained([Wanted(commit, seed, steps, name, keep_weights=True)
-                                  for name, commit in {"start": ground.start, **commits}.items()])
+        results = ground.trained([Wanted(ground.start, seed, steps, "start", keep_weights=True)])
         start = Trial(seed, ground.run(results[0]), ground.run(results[0]), 0.0)
+        tried = ground.measure([Wanted(commit, seed, steps, name, keep_weights=True)
+                                for name, commit in commits.items()])
+        failed = {name: result.message for name, result in zip(names, tried, strict=True) if result.fault}
+        names = [name for name in names if name not in failed]
         own = ground.finish([_audit(ground, start.incumbent, start, "own")], "start audited")
         allowed = audits.tolerated(own)
         found = ground.finish([_audit(ground, run, Trial(seed, start.incumbent, run, 0.0), "audit", allowed)
-                               for run in map(ground.run, results[1:])], "audited")
-        device = found[0].fingerprint.get("device", ground.site.devices[0])
+                               for run in map(ground.run, (result for result in tried if not result.fault))], "audited")
+        device = own[0].fingerprint.get("device", ground.site.devices[0])
     rows = [{"variant": name, "alarm": result.fault is not None, "message": result.message, **_widest(result)}
             for name, result in zip(["start", *names], [*own, *found], strict=True)]
     alarms = sum(bool(row["alarm"]) for row in rows)
     return Finding(f"audit of {len(names)} honest variants, {steps} steps, {device}",
-                   {"steps": steps, "device": device, "tolerance": allowed, "alarms": alarms, "variants": rows},
+                   {"steps": steps, "device": device, "tolerance": allowed, "alarms": alarms, "variants": rows,
+                    "failed": failed},
                    ("variant", "largest |d|", "where it gains most", "mean d", "SE", "alarm"),
                    [(str(row["variant"]), *(f"{row[key]:.2g}" for key in ("largest", "targeted", "mean", "se")),
                      "yes" if row["alarm"] else "no") for row in rows],
                    [f"alarms: {alarms} of {len(rows)}; the start's own audit allows {allowed[0]:.3g} nats at one "
-                    f"position and {allowed[1]:.3g} on average, if wider than the device's thresholds"])
+                    f"position and {allowed[1]:.3g} on average, if wider than the device's thresholds",
+                    *(f"not audited, {name} fails to train: {why}" for name, why in failed.items())])
 
 
 def _widest(result: Result) -> dict[str, float]:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
 
-from sandbox import confine, escape, grants, seccomp, view
+from sandbox import confine, escape, gpu, grants, seccomp, view
 from sandbox.job import Limits
 from sandbox.view import BoxSpec
 
@@ -207,7 +207,8 @@ def _landlocked(box: BoxSpec, inner: tuple[str, ...], harness_fd: int | None) ->
     values.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "1")
     plan = confine.Plan(
         uid=box.uid if drop else -1, search=search, rules=grants.rules(box, box.source, temporary),
-        handled=0, filter=seccomp.program(landlock=True, same_user=not drop).hex(), parent=os.getpid())
+        handled=0, filter=seccomp.program(landlock=True, same_user=not drop,
+                                          gpu=gpu.index(box.device) is not None).hex(), parent=os.getpid())
     return Launch((), (), inner, values, str(box.source), launcher=(sys.executable, "-I", "-S", confine.__file__),
                   plan=plan)
 

@@ -115,9 +115,10 @@ def _gpu(box: BoxSpec) -> Iterator[Rule]:
     found = gpu.find(number)
     for node in gpu.nodes(found) if found is not None else ():
         yield node, DEVICE | confine.READ_DIR | confine.IOCTL_DEV
-    for path in ("/sys", "/proc/driver", "/proc/devices", *gpu.library_folders(box.library_hints)[0]):
+    for path in ("/sys", "/proc/driver", "/proc/devices", "/proc/sys/vm/mmap_min_addr",
+                 *gpu.library_folders(box.library_hints)[0]):
         yield path, READ
-    yield "/proc/self/task", confine.READ_FILE | confine.READ_DIR | confine.WRITE_FILE  # the driver names its threads
+    yield "/proc/self/task", READ | confine.WRITE_FILE | confine.TRUNCATE  # the driver names its threads
 
 
 def closed_to_others(paths: Iterable[Path]) -> Path | None:

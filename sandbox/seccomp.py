@@ -51,7 +51,8 @@ NUMBERS: dict[str, tuple[int | None, int | None]] = {
     "personality": (135, 92), "clone": (56, 220), "clone3": (435, 435), "socket": (41, 198), "socketpair": (53, 199),
     "ioctl": (16, 29),
     # level 1: what namespaces close elsewhere
-    "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190), "msgget": (68, 186), "mq_open": (240, 180),
+    "shmget": (29, 194), "shmat": (30, 196), "semget": (64, 190), "msgget": (68, 186), "connect": (42, 203),
+    "bind": (49, 200), "mq_open": (240, 180),
     "prlimit64": (302, 261), "setpriority": (141, 140), "ioprio_set": (251, 30),
     # level 1 with the caller's own user id: metadata, which Landlock leaves alone
     "chmod": (90, None), "fchmod": (91, 52), "fchmodat": (268, 53), "fchmodat2": (452, 452), "chown": (92, None),
@@ -99,11 +100,11 @@ def supported() -> bool:
     return platform.machine() in ARCHITECTURES
 
 
-def program(machine: str = "", *, landlock: bool = False, same_user: bool = False) -> bytes:
+def program(machine: str = "", *, landlock: bool = False, same_user: bool = False, gpu: bool = False) -> bytes:
     """The filter as an array of ``struct sock_filter`` for ``machine`` (this one if empty).
 
-    ``landlock``: as at level 1; ``same_user``: besides, as an ordinary user there. Raises KeyError for a machine that
-    is not known.
+    ``landlock``: as at level 1; ``same_user``: besides, as an ordinary user there; ``gpu``: the job has one. Raises
+    KeyError for a machine that is not known.
     """
     machine = machine or platform.machine()
     column = tuple(ARCHITECTURES).index(machine)
@@ -113,15 +114,17 @@ def program(machine: str = "", *, landlock: bool = False, same_user: bool = Fals
     if machine == "x86_64":
         code += [(JUMP_ABOVE_OR_EQUAL, 0, 1, X32_BIT), (RETURN, 0, 0, NO_CALL)]
     denied = (*ALWAYS, *(LANDLOCK if landlock else ()), *(SAME_USER if landlock and same_user else ()))
+    if gpu:
+        denied = tuple(name for name in denied if name != "bind")
     for name in denied:
         code += _on(NUMBERS[name][column], [(RETURN, 0, 0, DENY)])
-    for name, block in _checked(landlock).items():
+    for name, block in _checked(landlock, gpu).items():
         code += _on(NUMBERS[name][column], block)
     code.append((RETURN, 0, 0, ALLOW))
     return b"".join(struct.pack("<HBBI", *instruction) for instruction in code)
 
 
-def _checked(landlock: bool) -> dict[str, list[Instruction]]:
+def _checked(landlock: bool, gpu: bool) -> dict[str, list[Instruction]]:
     """Calls whose arguments decide. Every block ends in a verdict."""
     blocks: dict[str, list[Instruction]] = {
         "clone3": [(RETURN, 0, 0, NO_CALL)],
@@ -143,6 +146,11 @@ def _checked(landlock: bool) -> dict[str, list[Instruction]]:
     # Landlock leaves UDP and sockets with a path open: no socket at all. A pair of streams stays connected to itself;
     # one of datagrams could be sent from, and connected, to any path.
     blocks["socket"] = [(RETURN, 0, 0, DENY)]
+    if gpu:
+        # CUDA's start binds one to an abstract name ("cuda-uvmfd-...") and listens. It cannot be connected here, and
+        # a packet stream takes no address, so nothing can be sent from it; a name in the file system is Landlock's.
+        blocks["socket"] = [*_argument(0), (JUMP_EQUAL, 1, 0, socket.AF_UNIX), (RETURN, 0, 0, DENY), *_argument(1),
+                            (AND, 0, 0, TYPE_MASK), *_accept([socket.SOCK_SEQPACKET]), (RETURN, 0, 0, DENY)]
     # of one's own process only: 0 is oneself
     blocks["prlimit64"] = _only(0, (0,))
     blocks["setpriority"] = blocks["ioprio_set"] = [*_argument(1), (JUMP_EQUAL, 1, 0, 0), (RETURN, 0, 0, DENY),

@@ -50,8 +50,11 @@ TORCH_HELD_OUT = (
 NEEDED_LATE = (
     "torch", "triton", "numpy", "sympy", "mpmath", "networkx", "jinja2", "markupsafe", "filelock", "fsspec",
     "safetensors", "packaging", "typing_extensions", "setuptools", "pip", "cuda", "nvidia", "pynvml", "psutil", "rich",
+    "scipy", "functorch", "torchgen", "optree", "einops", "tqdm", "dill", "yaml",
 )
-"""Packages of which torch may import more in the middle of a run: never held out, but for the parts above."""
+"""Packages of which torch may import more in the middle of a run: never held out. Of torch itself the parts above may
+be, where it is all the text there is: a preset that takes every package leaves torch alone, since a GPU's compiler
+imports even ``torch.distributed.checkpoint``."""
 SHINGLE = 3
 """Consecutive non-trivial lines that make one shingle of the overlap check."""
 OVERLAP = 0.2
@@ -65,6 +68,9 @@ def imported_files() -> set[str]:
     probe = (
         "import sys, numpy, safetensors.torch, torch, torch.nn.functional, torch.optim, torch.nn.attention\n"
         "import torch._dynamo, torch._inductor.compile_fx, torch._inductor.utils, torch.utils.data, asyncio\n"
+        "if torch.cuda.is_available():\n"
+        "    x = torch.ones(64, 64, device='cuda', dtype=torch.bfloat16, requires_grad=True)\n"
+        "    torch.compile(lambda y: torch.nn.functional.gelu(y @ y).sum())(x).backward()\n"
         "print('\\n'.join(m.__file__ for m in list(sys.modules.values()) if getattr(m, '__file__', None)))\n"
     )
     out = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
@@ -89,16 +95,17 @@ def source_files(preset: Preset) -> Iterator[tuple[Path, bool]]:
                 path = os.path.realpath(Path(folder, name))
                 if name.endswith(".py") and path not in seen:
                     seen.add(path)
-                    yield Path(path), path not in imported and may_hide(Path(folder), library, packages)
+                    free = may_hide(Path(folder), library, packages, torch_too=not preset.packages)
+                    yield Path(path), path not in imported and free
 
 
-def may_hide(folder: Path, library: Path, packages: set[Path]) -> bool:
+def may_hide(folder: Path, library: Path, packages: set[Path], torch_too: bool) -> bool:
     """Whether code in ``folder`` can be hidden from a training process without breaking it or a sensible patch."""
     for place in packages:
         if folder.is_relative_to(place):
             inside = folder.relative_to(place)
             if inside.parts[:1] == ("torch",):
-                return any(inside.is_relative_to(Path("torch", part)) for part in TORCH_HELD_OUT)
+                return torch_too and any(inside.is_relative_to(Path("torch", part)) for part in TORCH_HELD_OUT)
             return bool(inside.parts) and inside.parts[0] not in NEEDED_LATE
     return folder.is_relative_to(library) and folder.relative_to(library).parts[:1] in [(n,) for n in LIBRARY_HELD_OUT]
 

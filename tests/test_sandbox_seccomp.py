@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
 import re
@@ -114,6 +115,15 @@ def test_level_1_has_no_socket_but_a_pair(tmp_path: Path) -> None:
     assert said == [*["1"] * 5, "0", *["EPERM"] * 7, "fine", "fine", "fine", "fine", "fine", "EPERM", "thread"]
     said = run_under(seccomp.program(landlock=True, same_user=True), [], tmp_path / "file")
     assert said == [*["EPERM"] * 7, "fine", "fine", "fine", "EPERM", "fine", "EPERM", "thread"]
+
+
+def test_a_gpu_job_at_level_1_may_bind_a_packet_stream_but_connect_nothing(tmp_path: Path) -> None:
+    calls = [(41, 1, 5, 0), (49, 3, 0, 0), (41, 1, 0x80005, 0), (41, 1, 1, 0), (41, 1, 2, 0), (41, 2, 5, 0),
+             (42, 3, 0, 0)]
+    said = run_under(seccomp.program(landlock=True, gpu=True), calls, tmp_path / "file")
+    assert said[:7] == ["0", str(errno.EINVAL), "0", "1", "1", "1", "1"]
+    said = run_under(seccomp.program(landlock=True), calls, tmp_path / "file")
+    assert said[:7] == ["1"] * 7
 
 
 def test_calls_of_another_architecture_kill(tmp_path: Path) -> None:
