@@ -41,6 +41,13 @@ def audited(state: State) -> dict[str, Result]:
             if run.purpose == "audit" and (result := state.results.get(run.id)) and result.fault != "infra"}
 
 
+def values(state: State, result: Result) -> dict[str, float]:
+    """Score of a run by split: corrected where it was audited."""
+    found = audited(state).get(result.id)
+    scores = result.scores | (found.scores if found is not None and not found.fault else {})
+    return {split: score.value for split, score in scores.items()}
+
+
 def due(pairs: Sequence[Pair], ruling: Ask | Ruling, state: State) -> list[str]:
     """Ids of the candidate's runs that must be audited before ``ruling`` may be acted on."""
     good = [pair.candidate_run for pair in pairs if not pair.fault]

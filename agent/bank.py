@@ -52,6 +52,12 @@ class Bank:
         """The tip's result on ``seed``."""
         return self.result(self.tree(self._state.tip), seed, self.tip_steps)
 
+    def failed(self, commit: str) -> set[int]:
+        """Seeds on which ``commit`` at the tip's steps failed by its own fault."""
+        tree, steps = self.tree(commit), self.tip_steps
+        return {run.seed for run in self._state.runs.values() if (run.tree, run.steps) == (tree, steps) and run.trains
+                and (found := self._state.results.get(run.id)) and found.fault not in (None, "infra")}
+
     def tries(self, run: Run) -> int:
         """Starts of this run that the machine failed (a stop is no failure)."""
         alike = [r.id for r in self._state.runs.values()
@@ -89,9 +95,7 @@ class Bank:
 
     def values(self, result: Result) -> dict[str, float]:
         """Score by split: corrected where the run was audited."""
-        found = audits.audited(self._state).get(result.id)
-        scores = result.scores | (found.scores if found is not None and not found.fault else {})
-        return {split: score.value for split, score in scores.items()}
+        return audits.values(self._state, result)
 
     def place(self, commit: str, seed: int, steps: int) -> Run | None:
         """The run that gave ``result(commit's tree, seed, steps)``."""

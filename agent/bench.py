@@ -8,6 +8,7 @@
     attacks  attacks/suite.py    hostile patches: does each bite undefended, and is each held at this level
     audit    bench_audit.py      whether cheating models are found and honest ones are not
     bank     bench_bank.py       many real runs, kept for replays of the gate
+    weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
 standard error.
@@ -26,7 +27,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agent import bench_audit, bench_bank, bench_machine, bench_training
+from agent import bench_audit, bench_bank, bench_machine, bench_training, bench_weigh
 from agent.attacks import suite
 from agent.bench_ground import Say, count
 from agent.bench_training import Finding
@@ -62,6 +63,8 @@ BENCHES = {
                    bench_audit.audit, seeded=True),
     "bank": Bench("many real runs of the start and of given cards, written to a file (--cards A,B --out FILE)",
                   bench_bank.options, bench_bank.bank, seeded=True),
+    "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
+                   bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",
                  bench_machine.box_options, bench_machine.box, trains=False),
     "attacks": Bench("hostile patches against the isolation level: does each bite undefended, and is each held",

@@ -24,7 +24,7 @@ from agent.policy import PatchRefused
 from agent.records import Edit, Proposal, Run
 from agent.site import SPLITS, Site
 from sandbox.engine import LocalEngine
-from sandbox.job import Job, Result
+from sandbox.job import Job, Result, read_result
 
 INFRA_TRIES = 3
 """Times a run is started before the machine is blamed."""
@@ -151,6 +151,11 @@ class Ground:
                 raise UserError(f"{asked.label} fails to train on seed {asked.seed} ({result.fault}): "
                                 f"{' '.join([result.message, *tail])}.", "Mend it and commit, then measure again.")
         return results
+
+    def runs_on(self) -> str:
+        """What the runs so far were made on, by their fingerprints."""
+        known = [read_result(self.site.folder / run.folder) for run in self._runs.values()]
+        return ", ".join(sorted({result.fingerprint.get("device", "") for result in known if result}))
 
     def folder(self, result: Result) -> Path:
         """The job folder of a result of this ground."""

@@ -24,7 +24,8 @@ from agent import audits, charge, merge, report, runs
 from agent.bank import Bank
 from agent.config import Config
 from agent.errors import UserError
-from agent.judge import Rule, Ruling, estimate, judge
+from agent.evidence import Pooled
+from agent.judge import SCREENS, Rule, Ruling, Standing, estimate, judge, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights
 from agent.needs import Need, Needs
@@ -34,7 +35,7 @@ from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing, brief
-from agent.records import Candidate, Fault, Gain, Pair, Proposal, Result, Run, Stage, Tier, Verdict
+from agent.records import Candidate, Certification, Fault, Gain, Pair, Proposal, Result, Run, Stage, Tier, Verdict
 from agent.screen import Observer
 from agent.spending import Spending
 from sandbox.engine import LocalEngine
@@ -53,9 +54,11 @@ INFRA_TRIES = 3
 """Times a run is started before the machine, not the code, is blamed for good."""
 FULL_BYTES = 1 << 18
 """A run that fails with less than this left on the disk proves nothing against the code."""
+SEEDS_APART = 1000
+"""Fresh seeds of certification h begin at this many times h after the first seed."""
 RECHARGES = 2
 """Times a run that cost too much is repeated with fewer steps before the candidate is refused."""
-FINAL_SEED = 1_000_003
+FINAL_SEED = 1_000_000_007
 """Final seeds start here: never used to select."""
 PROPOSALS_IN_VAIN = 30
 """Proposals of a model in a row that came to nothing before it is taken to be out of order: it would go on for ever,
@@ -70,8 +73,12 @@ class Trial:
     candidate: Candidate
     repairs: int = 0
     pairs: list[Pair] = field(default_factory=list)
-    asked: int = 0
-    """Pairs that the judge wants in all; 0 before the preflight is passed."""
+    screens: int = 0
+    """Pairs that the judge wants on the incumbent's seeds; 0 before the preflight is passed."""
+    fresh: int = 0
+    """Pairs that it wants on fresh seeds."""
+    standing: Standing | None = None
+    """Its certification, once one has begun."""
     recharged: int = 0
     """Steps granted anew after a run that cost more than it was charged."""
     voided: int = 0
@@ -82,6 +89,11 @@ class Trial:
     @property
     def id(self) -> str:
         return self.candidate.id
+
+    @property
+    def asked(self) -> int:
+        """Pairs wanted so far: how near it is to a verdict."""
+        return self.screens + self.fresh
 
 
 def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
@@ -121,9 +133,7 @@ class Campaign:
         self.exhausted = False
         self.in_vain = 0
         config = self.site.config
-        self.rule = Rule(config.judge.alpha, config.judge.candidates, tuple(config.judge.looks), config.judge.floor,
-                         config.judge.min_effect, config.metric.direction,
-                         confirm="confirm" if config.evaluate.tier == "sealed" else None)
+        self.rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
 
     @property
     def state(self) -> State:
@@ -186,11 +196,15 @@ class Campaign:
         candidate = attempt.candidate
         if candidate is not None and candidate.base == self.state.tip:
             passed = attempt.preflight is not None and attempt.preflight.ok
-            trial = Trial(attempt, candidate, asked=1 if passed or not probed(self.site.config) else 0)
+            trial = Trial(attempt, candidate, screens=1 if passed or not probed(self.site.config) else 0)
             steps = list(dict.fromkeys(r.steps for r in attempt.runs
                                        if r.purpose == "pair" and r.tree == candidate.tree))
             if len(steps) > 1:  # a run of it was void and repeated with fewer
                 trial.recharged, trial.voided = steps[-1], len(steps) - 1
+            trial.standing = next((Standing(known.hypothesis, known.merges)
+                                   for known in reversed(self.state.certifications)
+                                   if (known.candidate, known.base, known.tree) == (trial.id, candidate.base,
+                                                                                    candidate.tree)), None)
             self.trials.append(trial)
             if trial.asked:
                 self.consider(trial)
@@ -199,9 +213,8 @@ class Campaign:
 
     def baseline(self) -> None:
         """Train the incumbent on the first seeds, as many as there are slots. Raises UserError when it fails."""
-        first = self.site.config.seeds.first
         count = min(len(self.site.devices), self.spending.budget_runs or max(self.rule.looks), max(self.rule.looks))
-        seeds = range(first, first + count)
+        seeds = self.screening_seeds(count)
         self.observer.phase("training the incumbent")
         results = self.complete([Need("baseline", self.state.tip, seed, self.bank.tip_steps) for seed in seeds])
         for result in results:  # known to fail since the night before
@@ -267,7 +280,7 @@ class Campaign:
         pairs = tuple(
             Pair(seed, {split: self.bank.values(a)[split]}, {split: self.bank.values(b)[split]}, a.id, b.id)
             for seed, a, b in zip(seeds, results[::2], results[1::2], strict=True) if not (a.fault or b.fault))
-        final = Rule(self.rule.alpha, 1, (count,), self.rule.floor, 0, self.rule.direction, split, None)
+        final = Rule(self.rule.alpha, (count,), self.rule.floor, 0, self.rule.direction, split, None)
         found = estimate(pairs, final)
         if found is None:
             self.note("the gain was not measured: runs on the fresh seeds failed")
@@ -310,7 +323,7 @@ class Campaign:
         if trial.due:
             needs = [self.needs.audit(self.state.results[name]) for name in trial.due]
         else:
-            needs = [need for seed in self.seeds(trial)[: trial.asked]
+            needs = [need for seed in self.seeds(trial)
                      for need in (Need("pair", candidate.head, seed, self.steps_of(trial)),
                                   Need("baseline", tip, seed, self.bank.tip_steps))]
         return [need for need in needs if self.needs.known(need) is None and not self.needs.on_its_way(need)]
@@ -375,7 +388,7 @@ class Campaign:
             trial = Trial(attempt, candidate, repairs)
             self.trials.append(trial)
             if not probed(self.site.config):
-                trial.asked = 1
+                trial.screens = 1
             return trial
 
     def mend(self, proposal: Proposal, problem: str, repairs: int) -> Proposal | None:
@@ -425,7 +438,7 @@ class Campaign:
         found = preflight(trial.id, result, self.site.config.budget, self.bank.tip_steps)
         self.ledger.append("preflight", found)
         if found.ok:
-            trial.asked = 1
+            trial.screens = 1
             return
         self.trials.remove(trial)
         problem = f"{found.reason}\n{found.log_tail[-2000:]}"
@@ -444,19 +457,32 @@ class Campaign:
             self.check_charge(trial)
             if trial not in self.trials:
                 return
-            trial.pairs = self.bank.pairs(trial.candidate, self.steps_of(trial), self.seeds(trial)[: trial.asked])
-            if len(trial.pairs) < trial.asked and not any(pair.fault for pair in trial.pairs):
-                # a candidate that is behind on every finished seed may be dropped before the rest is in
-                early = judge(trial.pairs, self.rule) if len(trial.pairs) > 1 else None
-                if not (isinstance(early, Ruling) and early.outcome == "rejected"):
-                    return
-            ruling = judge(trial.pairs, self.rule)
+            trial.pairs = self.pairs(trial)
+            standing, noise = trial.standing or Standing(), self.noise()
+            ruling = judge(trial.pairs, self.rule, standing, noise)
+            # a candidate that is behind on every finished seed may be dropped before the rest is in
+            if len(trial.pairs) < trial.asked and not any(pair.fault for pair in trial.pairs) and not (
+                    trial.pairs and isinstance(ruling, Ruling) and ruling.outcome == "rejected"):
+                return
             trial.due = audits.due(trial.pairs, ruling, self.state) if audits.wanted(self.site.config) else []
             if trial.due:  # bulk answers alone carry nobody further
                 return
             if isinstance(ruling, Ruling):
                 return self.rule_on(trial, ruling)
-            trial.asked = len(trial.pairs) + ruling.pairs
+            if not ruling.fresh and trial.standing is None:
+                trial.screens = len(trial.pairs) + ruling.pairs
+                continue
+            if trial.standing is None:
+                self.certify(trial)
+            known = sum(pair.fresh for pair in trial.pairs)
+            trial.fresh = known + (ruling.pairs if ruling.fresh else min(self.rule.looks))
+
+    def certify(self, trial: Trial) -> None:
+        """Begin a certification: the ledger has its number, and so its level and seeds, before its first run."""
+        number = len(self.state.certifications) + 1
+        self.ledger.append("certify", Certification(trial.id, trial.candidate.base, trial.candidate.tree, number,
+                                                    len(self.state.merges)))
+        trial.standing = Standing(number, len(self.state.merges))
 
     def rule_on(self, trial: Trial, ruling: Ruling) -> None:
         """Write the verdict; merge and build the others again on the new tip, or keep the refused one."""
@@ -522,7 +548,7 @@ class Campaign:
         trial.recharged = charge.fewer_steps(self.steps_of(trial), cost, limit, budget.dead_band)
         self.ledger.append("note", {"text": f"{trial.id}: a run cost {cost:.1f} charged seconds where {limit:.1f} "
                                             f"are allowed; it is void and repeated with {trial.recharged} steps"})
-        trial.asked, trial.pairs = 1, []
+        trial.screens, trial.fresh, trial.standing, trial.pairs = 1, 0, None, []
 
     def check_incumbent(self, run_: Run, result: Result) -> None:
         """The incumbent must train: the machine gets three tries, the code one. Raises UserError.
@@ -534,7 +560,7 @@ class Campaign:
             raise UserError(f"The machine failed {INFRA_TRIES} times to run the target: {result.message}.",
                             f"Read {place / 'supervisor.log'}, and see `ratchet doctor`.")
         if result.fault and result.fault != "infra" and run_.purpose == "baseline":
-            if self.state.merges:
+            if self.state.merges or len(self.bank.at_start()) > len(self.bank.failed(self.state.tip)):
                 self.note(f"the tip failed on seed {run_.seed} ({result.fault}: {result.message}): it is left out")
                 return
             raise UserError(f"The target itself fails to train ({result.fault}): {result.message}.",
@@ -547,16 +573,49 @@ class Campaign:
         return trial.recharged or (passed.steps if passed else self.bank.tip_steps)
 
     def seeds(self, trial: Trial) -> list[int]:
-        """Seeds of a trial in order. On several GPUs each starts elsewhere, since a seed belongs to a device."""
-        count, seed = max(self.rule.looks), self.site.config.seeds.first
-        found: list[int] = []
-        while len(found) < count:
-            tip = self.bank.incumbent(seed)
-            if not (tip and tip.fault):  # on a seed on which the tip itself failed nothing can be compared
-                found.append(seed)
-            seed += 1
-        shift = trial.attempt.number % len(self.site.devices) if self.site.devices[0] != "cpu" else 0
-        return [found[(shift + i) % count] for i in range(count)]
+        """Seeds of all pairs that are wanted of a trial, the screening ones first."""
+        return self.screened_on(trial)[: trial.screens] + self.fresh_seeds(trial)
+
+    def screened_on(self, trial: Trial) -> list[int]:
+        """Screening seeds of a trial. On several GPUs each trial starts elsewhere: a seed belongs to a device."""
+        found = self.screening_seeds(max(SCREENS, len(self.site.devices)))
+        shift = trial.attempt.number % len(found) if self.site.devices[0] != "cpu" else 0
+        return found[shift:] + found[:shift]
+
+    def screening_seeds(self, count: int) -> list[int]:
+        """``count`` seeds to compare with the tip on: those on which it was certified, then the first ones."""
+        tree, steps, first = self.bank.tree(self.state.tip), self.bank.tip_steps, self.site.config.seeds.first
+        found = [run_.seed for run_ in self.state.runs.values() if (run_.tree, run_.steps) == (tree, steps)
+                 and run_.purpose == "pair" and run_.seed >= first + SEEDS_APART]
+        return self.usable([*found, *range(first, first + count + len(self.bank.failed(self.state.tip)))], count)
+
+    def fresh_seeds(self, trial: Trial) -> list[int]:
+        """Seeds of a trial's certification: they follow from its number, so no other ever uses them."""
+        if trial.standing is None or not trial.fresh:
+            return []
+        first = self.site.config.seeds.first + SEEDS_APART * trial.standing.hypothesis
+        return self.usable(list(range(first, first + SEEDS_APART)), trial.fresh)
+
+    def usable(self, seeds: list[int], count: int) -> list[int]:
+        """The first ``count`` different seeds but for those on which the tip itself failed: nothing can be compared
+        there."""
+        failed = self.bank.failed(self.state.tip)
+        return [seed for seed in dict.fromkeys(seeds) if seed not in failed][:count]
+
+    def pairs(self, trial: Trial) -> list[Pair]:
+        """Complete pairs of a trial, the screening ones first."""
+        steps = self.steps_of(trial)
+        screens = self.bank.pairs(trial.candidate, steps, self.screened_on(trial)[: trial.screens])
+        fresh = self.bank.pairs(trial.candidate, steps, self.fresh_seeds(trial))
+        return [*screens, *(dataclasses.replace(pair, fresh=True) for pair in fresh)]
+
+    def noise(self) -> float:
+        """Usual sd of a paired difference on the selecting split: the floor, until attempts have shown their own."""
+        known = Pooled(2 * self.rule.floor**2, 2)
+        for attempt in self.state.attempts.values():
+            if attempt.verdict is not None:
+                known = known.plus([pair.effect(self.rule.select) for pair in attempt.verdict.pairs if not pair.fault])
+        return known.sd
 
     def complete(self, needs: list[Need]) -> list[Result]:
         """The results of ``needs``, run where they are not known; in the order asked."""

@@ -125,6 +125,17 @@ def show_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="Id or
     _print(view.show_lines(state, view.find(state, wanted), str(place)))
 
 
+@app.command("recompute")
+def recompute_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="Id or number of an attempt.")],
+                      name: NameOption = "", folder: RunsOption = RUNS) -> None:
+    """Do the sums of a verdict again from the runs in the ledger, and compare them with what was written."""
+    from agent import recompute
+    place, state = _load(folder, name)
+    found = recompute.recompute(state, view.find(state, wanted), place.resolve() / "repo.git")
+    _print(recompute.lines(found))
+    raise typer.Exit(0 if all(figure.same for figure in found) else 1)
+
+
 @app.command("report")
 def report_command(name: NameArgument = "", folder: RunsOption = RUNS) -> None:
     """Write the report (Markdown) with its picture, and print where it lies."""

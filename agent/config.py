@@ -106,9 +106,9 @@ class Seeds(Section):
 class Judge(Section):
     """When a candidate is merged."""
 
-    alpha: float = Field(0.10, gt=0, lt=1, description="chance of any false merge in a campaign of null patches")
-    candidates: int = Field(25, ge=1, description="candidates over which alpha is spread")
-    looks: list[int] = Field(default_factory=lambda: [4, 6], description="numbers of pairs at which to decide")
+    alpha: float = Field(0.10, gt=0, lt=1, description="false discovery rate of a campaign's merges")
+    looks: list[int] = Field(default_factory=lambda: [4, 6, 8],
+                             description="numbers of fresh pairs at which to decide")
     floor: float = Field(0.002, ge=0, description="smallest believable sd of one paired effect")
     min_effect: float = Field(0.0, ge=0, description="improvement that the interval's end must exceed")
     final_pairs: int = Field(3, ge=2, description="fresh seeds for the final number")

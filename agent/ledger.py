@@ -18,6 +18,7 @@ from typing import Any, Literal
 from agent.errors import UserError
 from agent.records import (
     Candidate,
+    Certification,
     Gain,
     Merge,
     Preflight,
@@ -30,7 +31,7 @@ from agent.records import (
 )
 
 Event = Literal[
-    "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "verdict",
+    "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "certify", "verdict",
     "merge_intent", "merge", "gain", "note", "stopped", "finished",
 ]
 Clock = Callable[[], datetime.datetime]
@@ -66,6 +67,7 @@ class State:
     attempts: dict[str, Attempt] = field(default_factory=dict)
     runs: dict[str, Run] = field(default_factory=dict)
     results: dict[str, Result] = field(default_factory=dict)
+    certifications: list[Certification] = field(default_factory=list)
     merges: list[Merge] = field(default_factory=list)
     pending_merge: Merge | None = None
     gain: Gain | None = None
@@ -123,6 +125,8 @@ class State:
         elif event == "run_finished":
             result = from_json(Result, data)
             self.results[result.id] = result
+        elif event == "certify":
+            self.certifications.append(from_json(Certification, data))
         elif event == "verdict":
             verdict = from_json(Verdict, data)
             judged = self.attempts[verdict.candidate]

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import git
-from agent.records import Candidate, Merge, Proposal, Tier, Verdict
+from agent.records import Candidate, Merge, Pair, Proposal, Tier, Verdict
 
 REFUSED = "refs/ratchet/refused/"
 SUBJECT_WIDTH, BODY_WIDTH = 72, 80
@@ -116,7 +116,7 @@ def _seen(verdict: Verdict, conditions: Conditions) -> str:
     if estimate is None:
         return verdict.reason
     gain = estimate.effect < 0 if conditions.direction == "min" else estimate.effect > 0
-    effects = ", ".join(f"{pair.effect(estimate.split):+.4f}" for pair in verdict.pairs
+    effects = ", ".join(f"{pair.effect(estimate.split):+.4f}" for pair in _proof(verdict)
                         if estimate.split in pair.candidate and estimate.split in pair.incumbent)
     each = f" Seed by seed: {effects}." if effects else ""
     return (f"Measured: {conditions.metric} {'better' if gain else 'worse'} by {abs(estimate.effect):.4f} on "
@@ -124,17 +124,21 @@ def _seen(verdict: Verdict, conditions: Conditions) -> str:
             f"{estimate.pairs} pairs.{each} {verdict.reason}")
 
 
-def _trailers(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> dict[str, str]:
-    """Trailers in the order they are shown. On a CPU the GPU-seconds are 0 and Device-seconds tell the time."""
+def figures(verdict: Verdict) -> dict[str, str]:
+    """The trailers that follow from the runs alone: what ``ratchet recompute`` does again."""
     evidence = "; ".join(f"{key}={value:.6g}" if isinstance(value, float) else f"{key}={value}"
                          for key, value in verdict.evidence.items())
+    return {"Effect": _effect(verdict) or "not estimated", "Pairs": _counted(verdict),
+            "Seeds": " ".join(str(pair.seed) for pair in _proof(verdict)) or "none",
+            "Evidence": evidence or verdict.reason}
+
+
+def _trailers(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> dict[str, str]:
+    """Trailers in the order they are shown. On a CPU the GPU-seconds are 0 and Device-seconds tell the time."""
     seconds = f"{conditions.device_seconds:.1f}"
     return {
         "Metric": f"{conditions.metric} ({conditions.direction})",
-        "Effect": _effect(verdict) or "not estimated",
-        "Pairs": str(len(verdict.pairs)),
-        "Seeds": " ".join(str(pair.seed) for pair in verdict.pairs) or "none",
-        "Evidence": evidence or verdict.reason,
+        **figures(verdict),
         "Budget": conditions.budget, "Device": conditions.device, "Isolation": f"level {conditions.isolation}",
         "Tier": conditions.tier,
         "GPU-seconds": seconds if conditions.gpu else "0",
@@ -143,6 +147,17 @@ def _trailers(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> d
         "Proposer": _proposer(proposal),
         "Run-Id": f"{conditions.campaign}/{verdict.candidate}",
     }
+
+
+def _proof(verdict: Verdict) -> list[Pair]:
+    """The pairs that count as evidence; all of them in verdicts that were written before some were told apart."""
+    return [pair for pair in verdict.pairs if pair.fresh] or list(verdict.pairs)
+
+
+def _counted(verdict: Verdict) -> str:
+    proof = len(_proof(verdict))
+    screening = len(verdict.pairs) - proof
+    return f"{proof} fresh ({screening} screening)" if screening else str(proof)
 
 
 def _effect(verdict: Verdict) -> str:

@@ -109,7 +109,10 @@ def _line(attempt: Attempt) -> HistoryLine:
 
 
 def _reason(verdict: Verdict) -> str:
-    """Why, in the judge's rounded words; of an audit only the fact, since its numbers come from sealed text."""
+    """Why, in the judge's rounded words. Of an audit and of a certification on a sealed split only the fact: a proposer
+    that saw those numbers could fit them."""
+    if verdict.evidence.get("split", "val") != "val":
+        return verdict.reason.partition(":")[0]
     if verdict.fault == "non_causal":
         return "non_causal: predictions change when later tokens are hidden, so they did not count"
     return rounded(verdict.reason)

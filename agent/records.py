@@ -119,10 +119,25 @@ class Pair:
     incumbent_run: str
     candidate_run: str
     fault: Fault | None = None
+    fresh: bool = False
+    """On a seed that nothing had used before: counts as evidence. Else it only screened."""
 
     def effect(self, split: str) -> float:
         """Candidate minus incumbent on ``split``."""
         return self.candidate[split] - self.incumbent[split]
+
+
+@dataclass(frozen=True, slots=True)
+class Certification:
+    """The start of a certification, written before its runs: its number and the merges so far fix its level."""
+
+    candidate: str
+    base: str
+    """Tip on which the candidate stands."""
+    tree: str
+    hypothesis: int
+    """Number of this certification in the campaign, from 1. Its fresh seeds follow from it."""
+    merges: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,8 +214,8 @@ class Gain:
 
 
 __all__ = [
-    "Author", "Candidate", "Cost", "Edit", "Estimate", "Fault", "Gain", "Merge", "Outcome", "Pair", "Patch",
-    "Preflight", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Verdict", "from_json", "to_json",
+    "Author", "Candidate", "Certification", "Cost", "Edit", "Estimate", "Fault", "Gain", "Merge", "Outcome", "Pair",
+    "Patch", "Preflight", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Verdict", "from_json", "to_json",
 ]
 
 

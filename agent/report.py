@@ -161,9 +161,9 @@ def _controlled(state: State) -> str:
                         "charged for it." if facts["unit"] == "steps" else " Speed of the machine counts as gain "
                         "or loss; pairs lessen that and do not remove it."))
     if judge:
-        lines.append(f"The judge looked after {', '.join(map(str, judge.get('looks', ()))) or '?'} pairs, with alpha "
-                     f"{judge.get('alpha', '?')} for any false merge, spread over {judge.get('candidates', '?')} "
-                     f"candidates, and never believed a pair's sd below {judge.get('floor', '?')}.")
+        lines.append(f"The judge looked after {', '.join(map(str, judge.get('looks', ()))) or '?'} pairs on seeds that "
+                     f"nothing had used before, kept the false discovery rate of all merges below "
+                     f"{judge.get('alpha', '?')}, and never believed a pair's sd below {judge.get('floor', '?')}.")
     if facts.get("tier"):
         lines.append("The metric is " + _TIER.get(str(facts["tier"]), _cell(facts["tier"])))
     level = _level(state)

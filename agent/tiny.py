@@ -345,7 +345,6 @@ print("quality:", 1 - error / guess)
 _RULE = """
 [judge]
 looks = [3]
-candidates = 10
 final_pairs = 2
 
 [limits]

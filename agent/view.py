@@ -287,13 +287,15 @@ def _pairs(pairs: tuple[Pair, ...]) -> list[str]:
     if not pairs:
         return []
     lines = ["", "## Pairs (candidate minus incumbent)", "",
-             f"{'seed':>6}  {'split':<8}  {'incumbent':>10}  {'candidate':>10}  {'effect':>8}  runs"]
+             f"{'seed':>10}  {'for':<7}  {'split':<8}  {'incumbent':>10}  {'candidate':>10}  {'effect':>8}  runs"]
     for pair in pairs:
         ran = f"{clean(pair.incumbent_run)} | {clean(pair.candidate_run)}"
         for split in sorted(set(pair.incumbent) | set(pair.candidate)) or ["-"]:
             old, new = pair.incumbent.get(split), pair.candidate.get(split)
             effect = f"{new - old:+.4f}" if old is not None and new is not None else (pair.fault or "-")
-            lines.append(f"{pair.seed:>6}  {clean(split):<8}  {_score(old):>10}  {_score(new):>10}  {effect:>8}  {ran}")
+            use = "proof" if pair.fresh else "screen"
+            lines.append(f"{pair.seed:>10}  {use:<7}  {clean(split):<8}  {_score(old):>10}  {_score(new):>10}  "
+                         f"{effect:>8}  {ran}")
     return lines
 
 

@@ -35,7 +35,7 @@ def keys() -> list[tuple[str, str]]:
 
 def test_everything_but_the_command_has_a_default() -> None:
     found = parse(LEAST, "x")
-    assert found.train.command == "python train.py" and found.budget.amount == 0 and found.judge.looks == [4, 6]
+    assert found.train.command == "python train.py" and found.budget.amount == 0 and found.judge.looks == [4, 6, 8]
     assert refused("").endswith('Add:  [train]  command = "python train.py"')
 
 

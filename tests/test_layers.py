@@ -62,7 +62,8 @@ def test_records_and_errors_stand_below_everything() -> None:
     assert rooms(ROOT / "agent/errors.py", "agent") == set()
     assert rooms(ROOT / "agent/records.py", "agent") == set()
     assert rooms(ROOT / "agent/ledger.py", "agent") == {"errors", "records"}
-    assert rooms(ROOT / "agent/judge.py", "agent") == {"records"}
+    assert rooms(ROOT / "agent/evidence.py", "agent") == set()
+    assert rooms(ROOT / "agent/judge.py", "agent") == {"config", "evidence", "records"}
 
 
 def test_the_environment_is_read_in_config_and_where_a_process_is_started() -> None:
