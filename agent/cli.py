@@ -210,6 +210,37 @@ def gc_command(
     _print([f"{total:.1f} MB {done} (the {keep} newest runs are left whole; see --keep)"])
 
 
+@app.command("calibrate")
+def calibrate_command(
+    repo: Annotated[Path | None, typer.Argument(help="Target; the one that comes with ratchet if left out.",
+                                                show_default=False)] = None,
+    preset: PresetOption = "",
+    seeds: Annotated[int, typer.Option("--seeds", metavar="N", help="Seeds that the target's start is trained on.")
+                     ] = 6,
+    steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", show_default=False,
+                                              help="Budget of a run, in the target's unit (steps or seconds); the "
+                                              "target's own if left out.")] = None,
+    long: Annotated[int | None, typer.Option("--long", min=1, metavar="N", show_default=False,
+                                             help="Second, larger budget at which the patches are compared too.")
+                    ] = None,
+    cards: Annotated[str | None, typer.Option("--cards", metavar="A,B", show_default=False,
+                                              help="Idea cards to measure the paired noise on; three of the idea book "
+                                              "on the default target, else none.")] = None,
+    ideas: Annotated[Path | None, typer.Option("--ideas", metavar="DIR", show_default=False,
+                                               help="Folder of the cards; the idea book if left out.")] = None,
+    slots: SlotsOption = None, level: LevelOption = 3, folder: RunsOption = RUNS, as_json: JsonOption = False,
+) -> None:
+    """Train the target's start, and say what a night could see: noise, smallest effect, speed, pitfalls."""
+    target = _existing(repo)
+    from agent import calibrate, calibration
+    with _end_like_ctrl_c():
+        facts = calibrate.calibrate(
+            calibrate.Options(target, preset, folder, seeds, steps or 0, long or 0, cards, ideas, slots, level),
+            lambda line: typer.echo(line, err=True))
+    _print([json.dumps(facts, allow_nan=False)] if as_json else calibration.lines(facts))
+    raise typer.Exit(0 if facts["usable"] else 1)
+
+
 @app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:

@@ -202,7 +202,7 @@ def test_cards_that_exclude_each_other_have_no_sum(world: Path) -> None:
     with pytest.raises(UserError, match=r"Card blunter does not apply on the cards before it.*--apart"):
         bench.run("effects", True, arguments(world, *both, "--together"))
     with ground(world, 1) as place:
-        book = bench_training._cards(bench.parser("effects", bench.BENCHES["effects"]).parse_args(both))
+        book = bench_training.cards_of(["sharper", "blunter"], world / "ideas")
         apart = {place.variant([card], place.start) for card in book}
         assert len(apart) == 2 and place.start not in apart
 

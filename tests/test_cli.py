@@ -38,7 +38,7 @@ def invoke(*arguments: str) -> str:
 def test_version_and_help_name_every_command() -> None:
     assert invoke("--version") == f"ratchet {__version__}\n"
     told = invoke("--help")
-    for command in ("run", "try", "status", "log", "show", "report", "export", "doctor", "gc", "bench"):
+    for command in ("run", "try", "status", "log", "show", "report", "export", "doctor", "gc", "calibrate", "bench"):
         assert f"\n  {command} " in told
 
 
