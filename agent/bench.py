@@ -8,6 +8,7 @@
     attacks  attacks/suite.py    hostile patches: does each bite undefended, and is each held at this level
     audit    bench_audit.py      whether cheating models are found and honest ones are not
     bank     bench_bank.py       many real runs, kept for replays of the gate
+    replay   bench_replay.py     whole campaigns of the judge on those runs
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
@@ -27,7 +28,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agent import bench_audit, bench_bank, bench_machine, bench_training, bench_weigh
+from agent import bench_audit, bench_bank, bench_machine, bench_replay, bench_training, bench_weigh
 from agent.attacks import suite
 from agent.bench_ground import Say, count
 from agent.bench_training import Finding
@@ -63,6 +64,8 @@ BENCHES = {
                    bench_audit.audit, seeded=True),
     "bank": Bench("many real runs of the start and of given cards, written to a file (--cards A,B --out FILE)",
                   bench_bank.options, bench_bank.bank, seeded=True),
+    "replay": Bench("whole campaigns of the shipped judge on the kept runs (--bank FILE), and greedy loops beside it",
+                    bench_replay.options, bench_replay.replay, trains=False),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",
