@@ -34,7 +34,7 @@ def started(name: str, **changes: Any) -> dict[str, Any]:
         "name": name, "target": "trainer", "target_name": "trainer", "toplevel": "", "prefix": "", "start": START,
         "preset": "cpu", "seed": 0, "proposer": "ideas", "metric": "val_bpb", "direction": "min", "tier": "sealed",
         "unit": "charged_steps", "amount": 300, "steps": 300, "device": "cpu", "slots": 2, "level": 2,
-        "config": {"judge": {"alpha": 0.1, "candidates": 25, "looks": [4, 6], "floor": 0.002}}, "version": "0.1.0",
+        "config": {"judge": {"alpha": 0.1, "looks": [4, 6], "floor": 0.002}}, "version": "0.1.0",
         "previous": "",
     } | changes
 

@@ -9,7 +9,7 @@ from agent.attacks.record import Attack, Outcome
 
 FAMILY = "charge"
 _CHARGED = (('unit = "steps"', 'unit = "charged_steps"'), ("amount = 40", "amount = 60\ndead_band = 0.05"),
-            ("candidates = 10", "candidates = 10\nfloor = 0.03"))
+            ("looks = [3]", "looks = [3]\nfloor = 0.03"))
 _OFF = (('unit = "charged_steps"', 'unit = "steps"'),)
 _STEP = "a step's cost is measured against the incumbent's, and fewer are granted"
 _RUN = "the whole run is charged and compared with the incumbent's; a run that cost more is void"

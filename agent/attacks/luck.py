@@ -17,7 +17,7 @@ CONFIG = (("probe_steps = 8", "probe_steps = 0"),)
 
 ATTACK = Attack(
     "lucky-seeds", "luck", f"{TRIALS} patches that only change the seed of the start weights, in the hope of luck",
-    "paired runs on the harness's own seeds, and a test whose level is shared out over the candidates",
+    "paired runs on fresh seeds of the harness, at levels that are shared out over all certifications",
     ("no gain",), ("number",), config=CONFIG, starred=True)
 
 

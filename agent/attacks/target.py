@@ -228,7 +228,6 @@ probe_steps = 8
 
 [judge]
 looks = [3]
-candidates = 10
 final_pairs = 2
 
 [limits]
