@@ -10,6 +10,7 @@
     bank     bench_bank.py       many real runs, kept for replays of the gate
     replay   bench_replay.py     whole campaigns of the judge on those runs
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
+    policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
 standard error.
@@ -28,7 +29,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from agent import bench_audit, bench_bank, bench_machine, bench_replay, bench_training, bench_weigh
+from agent import (
+    bench_audit,
+    bench_bank,
+    bench_machine,
+    bench_policy,
+    bench_replay,
+    bench_training,
+    bench_weigh,
+)
 from agent.attacks import suite
 from agent.bench_ground import Say, count
 from agent.bench_training import Finding
@@ -49,6 +58,8 @@ class Bench:
     """Trains a target, and so takes the options that say which and how."""
     seeded: bool = False
     """Runs over several seeds."""
+    simulated: bool = False
+    """Needs neither a folder nor boxes."""
 
 
 BENCHES = {
@@ -72,6 +83,8 @@ BENCHES = {
                  bench_machine.box_options, bench_machine.box, trains=False),
     "attacks": Bench("hostile patches against the isolation level: does each bite undefended, and is each held",
                      suite.options, suite.measure, trains=False),
+    "policy": Bench("the gate against what others merge by, in simulated campaigns of known truth",
+                    bench_policy.options, bench_policy.policy, trains=False, simulated=True),
 }
 
 
@@ -104,8 +117,9 @@ def run(name: str, as_json: bool, options: list[str]) -> int:
 def parser(name: str, bench: Bench) -> argparse.ArgumentParser:
     """The options of one bench."""
     made = Parser(prog=f"ratchet bench {name}", description=bench.about, allow_abbrev=False)
-    made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; works in its .bench")
-    made.add_argument("--level", type=int, choices=range(4), default=3, help="highest isolation level to use")
+    if not bench.simulated:
+        made.add_argument("--runs", type=Path, default=Path("runs"), help="folder of the runs; works in its .bench")
+        made.add_argument("--level", type=int, choices=range(4), default=3, help="highest isolation level to use")
     if bench.trains:
         made.add_argument("--repo", type=Path, help="target; the one that comes with ratchet if left out")
         made.add_argument("--preset", default="", help="preset of ratchet.toml")

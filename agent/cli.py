@@ -244,7 +244,8 @@ def calibrate_command(
 @app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
-    """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit or attacks.
+    """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
+    attacks, bank, replay, weigh or policy.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """
