@@ -32,6 +32,8 @@ from agent.errors import UserError
 from agent.evidence import Pooled
 from agent.judge import SCREENS, Rule, Ruling, Standing, judge, rule_of
 from agent.records import Pair
+from sandbox import early
+from sandbox.early import Curve
 
 Scores = dict[str, float]
 
@@ -43,6 +45,15 @@ class Kept:
     start: dict[int, Scores]
     kinds: dict[str, str]
     arms: dict[str, dict[int, Scores]]
+    curves: dict[str, dict[int, Curve]]
+    """Training curve of each arm and of ``start`` by seed."""
+    steps: int
+
+    def stopped(self, arm: str, share: float) -> float:
+        """Share of the seeds on which a run of ``arm`` would be stopped early after ``share`` of its steps."""
+        at = int(share * self.steps)
+        return statistics.fmean(early.behind(curve, self.curves["start"][seed], at)
+                                for seed, curve in self.curves[arm].items())
 
     def effect(self, arm: str, split: str, seeds: Sequence[int]) -> float:
         """Mean difference from the start over ``seeds``."""
@@ -51,6 +62,7 @@ class Kept:
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--bank", type=Path, required=True, help="JSON file that `ratchet bench bank` wrote")
+    parser.add_argument("--preset", default="cpu", help="preset of the default target whose [judge] is replayed")
     parser.add_argument("--campaigns", type=count, default=1000, help="campaigns to replay")
     parser.add_argument("--seed", type=int, default=900_000, help="of the order and the seeds drawn")
 
@@ -58,7 +70,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 def replay(options: argparse.Namespace, say: Say) -> Finding:
     """Shipped judge and greedy loops over ``--campaigns`` campaigns."""
     kept = read(options.bank)
-    rule = _rule(json.loads(options.bank.read_text(encoding="utf-8")))
+    settings = configuration.load(resources.default_target(), options.preset)
+    rule, share = rule_of(settings.judge, settings.metric.direction, settings.evaluate.tier == "sealed"), (
+        settings.judge.early_stop)
     gated = [campaign(kept, rule, random.Random(options.seed + number)) for number in range(options.campaigns)]
     facts: dict[str, Any] = {"campaigns": options.campaigns, "seeds": len(kept.start), "arms": {}, "greedy": {}}
     for name, kind in kept.kinds.items():
@@ -66,7 +80,7 @@ def replay(options: argparse.Namespace, say: Say) -> Finding:
         merged = [one for one in found if one["merged"]]
         truth = kept.effect(name, rule.split, list(kept.start))
         facts["arms"][name] = {
-            "kind": kind, "effect": truth, "merged": len(merged) / len(found),
+            "kind": kind, "effect": truth, "merged": len(merged) / len(found), "stopped": kept.stopped(name, share),
             "runs": statistics.fmean(one["runs"] for one in found),
             "reported_over_true": statistics.fmean(one["reported"] for one in merged) / truth if merged and truth
             else None}
@@ -84,11 +98,12 @@ def replay(options: argparse.Namespace, say: Say) -> Finding:
             "reported_over_true": sum(one["reported"] for one in found) / sum(one["true"] for one in found)}
     rows = [(name, arm["kind"], f"{arm['effect']:+.4f}", f"{arm['merged']:.1%}", f"{arm['runs']:.1f}",
              "-" if arm["reported_over_true"] is None else f"{arm['reported_over_true']:.3f}",
+             f"{arm['stopped']:.1%}",
              *(f"{loop['merged'][name]:.1%}" for loop in facts["greedy"].values()))
             for name, arm in facts["arms"].items()]
     return Finding(f"{options.campaigns} campaigns replayed on {len(kept.start)} seeds of {len(kept.kinds)} patches",
-                   facts, ("patch", "kind", "effect", "merged", "runs", "reported / true", "greedy, fresh seeds",
-                           "greedy, one seed"), rows,
+                   facts, ("patch", "kind", "effect", "merged", "runs", "reported / true", "stopped early",
+                           "greedy, fresh seeds", "greedy, one seed"), rows,
                    [f"false merges a campaign: {facts['false_merges']:.4f}; greedy "
                     + ", ".join(f"{name} {loop['false_merges']:.2f}" for name, loop in facts["greedy"].items()),
                     f"runs a campaign: {facts['runs']:.0f}; reported over re-measured on the other seeds: "
@@ -112,8 +127,10 @@ def read(path: Path) -> Kept:
     if len(whole) < 12:
         raise UserError(f"{path} has {len(whole)} seeds on which every arm ran; a replay needs 12.",
                         "Run `ratchet bench bank` with more --seeds.")
+    curves = {name: {int(run["seed"]): run["curve"] for run in arm["runs"] if int(run["seed"]) in whole}
+              for name, arm in raw["arms"].items()}
     return Kept({seed: start[seed] for seed in whole}, kinds,
-                {name: {seed: runs[seed] for seed in whole} for name, runs in arms.items()})
+                {name: {seed: runs[seed] for seed in whole} for name, runs in arms.items()}, curves, int(raw["steps"]))
 
 
 def campaign(kept: Kept, rule: Rule, chance: random.Random) -> dict[str, dict[str, Any]]:
@@ -166,12 +183,6 @@ def greedy(kept: Kept, rule: Rule, chance: random.Random, fixed: bool) -> dict[s
             merged.append(name)
     return {"kept": merged, "false": sum(kept.kinds[name] == "null" for name in merged), "reported": best - start,
             "true": sum(kept.effect(name, rule.select, seeds) for name in merged)}
-
-
-def _rule(raw: dict[str, Any]) -> Rule:
-    """The judge's rule of the default target for the bank's preset."""
-    found = configuration.load(resources.default_target(), str(raw.get("preset", "")))
-    return rule_of(found.judge, raw.get("direction", "min"), found.evaluate.tier == "sealed")
 
 
 def _ratio(value: float | None) -> str:

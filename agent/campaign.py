@@ -323,8 +323,10 @@ class Campaign:
         if trial.due:
             needs = [self.needs.audit(self.state.results[name]) for name in trial.due]
         else:
+            steps, screening = self.steps_of(trial), self.screened_on(trial)[: trial.screens]
             needs = [need for seed in self.seeds(trial)
-                     for need in (Need("pair", candidate.head, seed, self.steps_of(trial)),
+                     for need in (Need("pair", candidate.head, seed, steps,
+                                       patch=candidate.patch if seed in screening else None),
                                   Need("baseline", tip, seed, self.bank.tip_steps))]
         return [need for need in needs if self.needs.known(need) is None and not self.needs.on_its_way(need)]
 

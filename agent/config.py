@@ -111,6 +111,8 @@ class Judge(Section):
                              description="numbers of fresh pairs at which to decide")
     floor: float = Field(0.002, ge=0, description="smallest believable sd of one paired effect")
     min_effect: float = Field(0.0, ge=0, description="improvement that the interval's end must exceed")
+    early_stop: float = Field(0.0, ge=0, lt=1, description="share of a screening run after which it is stopped when "
+                              "its training loss is not ahead of the incumbent's; 0: never")
     final_pairs: int = Field(3, ge=2, description="fresh seeds for the final number")
 
 

@@ -104,7 +104,8 @@ def judge(pairs: Sequence[Pair], rule: Rule, standing: Standing, noise: float = 
         raise ValueError("a rule without looks never decides")
     failed = next((pair for pair in pairs if pair.fault), None)
     if failed:
-        return Ruling("rejected", f"its run on seed {failed.seed} failed: {failed.fault}",
+        how = "was stopped early" if failed.fault == "behind" else f"failed: {failed.fault}"
+        return Ruling("rejected", f"its run on seed {failed.seed} {how}",
                       estimate(pairs, rule), {"fault": str(failed.fault)})
     fresh = [pair for pair in pairs if pair.fresh]
     if fresh:

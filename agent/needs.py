@@ -6,13 +6,14 @@ resumed campaign finds what was already paid for.
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
-from agent import audits
+from agent import audits, early
 from agent.bank import Bank
 from agent.ledger import Ledger
 from agent.measure import Slots, audit_job, audit_of, compile_cache, job_of, keeps_cache, new_run
-from agent.records import Purpose, Result, Run
+from agent.records import Patch, Purpose, Result, Run
 from agent.site import Site
 from sandbox.job import Job
 
@@ -26,6 +27,8 @@ class Need:
     seed: int
     steps: int
     audits: str = ""
+    patch: Patch | None = None
+    """Of a screening run: it may be stopped early."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +74,11 @@ class Needs:
             job = job_of(self.site, run_, self.site.source(need.commit),
                          self.site.source(self.ledger.state.tip) if twin else None,
                          compile_cache(self.site, self.ledger.state), keeps_cache(self.site, self.ledger.state, run_))
+            if need.patch is not None:
+                judge = self.site.config.judge
+                job = dataclasses.replace(
+                    job, rival=early.rival(judge, need.patch, self.bank.incumbent(need.seed), need.steps),
+                    stop_at=int(judge.early_stop * need.steps))
         self.ledger.append("run_started", run_)
         self.slots.start(run_, job)
 

@@ -82,7 +82,7 @@ def kind(attempt: Attempt) -> Kind:
         return "accepted"
     if verdict.stage in UNTRAINED:
         return "untrained"
-    return "failed" if verdict.fault else "refused"
+    return "failed" if verdict.fault not in (None, "behind") else "refused"
 
 
 def row(attempt: Attempt) -> Row:

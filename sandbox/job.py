@@ -25,8 +25,9 @@ from typing import Literal
 
 from pydantic import TypeAdapter
 
-Fault = Literal["crash", "oom", "nan", "timeout", "no_metric", "non_causal", "infra"]
-"""Why a job gave no valid number. ``infra`` is the machine's fault and is never held against the code."""
+Fault = Literal["crash", "oom", "nan", "timeout", "no_metric", "non_causal", "behind", "infra"]
+"""Why a job gave no valid number. ``infra`` is the machine's fault and is never held against the code; ``behind``: it
+was stopped early, as its loss was not ahead of the rival's (sandbox/early.py)."""
 
 WEIGHTS = "weights.safetensors"
 
@@ -137,6 +138,9 @@ class Job:
     keep_compile_cache: bool = False
     """Leave the run's compiled kernels in the job folder's ``compile_cache``. Compiled kernels are code: only for a
     tree that the owner trusts, never for a candidate."""
+    rival: tuple[tuple[int, float], ...] = ()
+    """Training curve of the run on this seed that this one must not be behind at step ``stop_at``; empty: no stop."""
+    stop_at: int = 0
     check: bool = False
     """Fill uninitialised memory with NaN until the first batch, so that an unset parameter shows."""
     max_level: int = 3

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from sandbox import view
+from sandbox import early, view
 from sandbox.faults import JobFault
 from sandbox.job import Batches, Job
 from sandbox.wire import receive, send
@@ -101,7 +101,11 @@ class Trainee:
                 raise JobFault("crash", f"sent a frame {kind!r} of {len(payload)} bytes that the protocol lacks")
 
     def answer(self, rows: int) -> bool:
-        """Serve ``rows`` rows, or say that the budget is spent (and return False). Raises WireError."""
+        """Serve ``rows`` rows, or say that the budget is spent (and return False). Raises WireError, or JobFault for a
+        run that is stopped early."""
+        if self.job.rival and self.served == self.job.stop_at and early.behind(self.curve, self.job.rival, self.served):
+            raise JobFault("behind", f"after {self.served} of {self.job.steps} steps its training loss was not ahead "
+                                     f"of the incumbent's at any of the last {early.POINTS} points")
         if self.served >= self.job.steps:
             send(self.sock, b"E")
             return False

@@ -36,6 +36,12 @@ def test_every_visible_oversight_is_found_and_nothing_false_is_merged(found: Any
     assert all(found["arms"][name]["merged"] <= 0.02 for name, arm in found["arms"].items() if arm["kind"] == "null")
 
 
+def test_early_stop_spares_what_shows_and_ends_what_changes_nothing(found: Any) -> None:
+    """The warm-down reshapes the schedule, so its patch would be exempt."""
+    assert all(found["arms"][name]["stopped"] == 0 for name in VISIBLE[:3])
+    assert found["arms"]["null-renamed-local"]["stopped"] == 1
+
+
 def test_what_is_reported_is_what_other_seeds_show(found: Any) -> None:
     assert found["reported_over_remeasured"] == pytest.approx(1.0, abs=0.05)
 
