@@ -203,8 +203,8 @@ class Campaign:
                 trial.recharged, trial.voided = steps[-1], len(steps) - 1
             trial.standing = next((Standing(known.hypothesis, known.merges)
                                    for known in reversed(self.state.certifications)
-                                   if (known.candidate, known.base, known.tree) == (trial.id, candidate.base,
-                                                                                    candidate.tree)), None)
+                                   if (known.candidate, known.base, known.tree, known.steps) == (
+                                       trial.id, candidate.base, candidate.tree, self.steps_of(trial))), None)
             self.trials.append(trial)
             if trial.asked:
                 self.consider(trial)
@@ -483,7 +483,7 @@ class Campaign:
         """Begin a certification: the ledger has its number, and so its level and seeds, before its first run."""
         number = len(self.state.certifications) + 1
         self.ledger.append("certify", Certification(trial.id, trial.candidate.base, trial.candidate.tree, number,
-                                                    len(self.state.merges)))
+                                                    len(self.state.merges), self.steps_of(trial)))
         trial.standing = Standing(number, len(self.state.merges))
 
     def rule_on(self, trial: Trial, ruling: Ruling) -> None:

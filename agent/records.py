@@ -138,6 +138,8 @@ class Certification:
     hypothesis: int
     """Number of this certification in the campaign, from 1. Its fresh seeds follow from it."""
     merges: int
+    steps: int = 0
+    """Of the candidate's runs: after a run that cost too much, fewer steps are another certification."""
 
 
 @dataclass(frozen=True, slots=True)
