@@ -1,7 +1,7 @@
 """Bench ``weigh``: do effects add? Cards one at a time against the same cards in a weighing design, with A/A beside.
 
-The design is a Hadamard matrix of order N (the power of two above the number of cards) without its constant column:
-row r trains the start with a half of the cards on, and the effect of card i is
+The design is the gate's (gate/design.py), of N rows: each but the first trains the start with a half of the cards on,
+and the effect of card i is
 
     (2 / N) * (sum of the rows with i on - sum of the rows with i off)
 
@@ -14,15 +14,18 @@ from __future__ import annotations
 import argparse
 import statistics
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from agent.bench_ground import Ground, Say, Wanted, count, open_ground
 from agent.bench_training import Finding, cards_of, deviation, paired, show
 from agent.errors import UserError
+from agent.gate.design import ORDERS, hadamard, rows_for
 
 
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cards", required=True, help="ids of idea cards that fit together, with commas between")
+    parser.add_argument("--ideas", type=Path, help="folder of the cards")
     parser.add_argument("--weighed", type=count, default=2, help="seeds of the design; the first ones")
     parser.add_argument("--split", choices=["val", "confirm", "final"], default="val", help="split of the table")
 
@@ -34,7 +37,7 @@ def weigh(options: argparse.Namespace, say: Say) -> Finding:
         raise UserError(f"--weighed {options.weighed} is more than --seeds {options.seeds}.", "Give fewer.")
     with open_ground(options, "weigh", say, options.slots) as ground:
         rows = design(len(names))
-        cards = cards_of(names, None)
+        cards = cards_of(names, options.ideas)
         alone = {card.id: ground.variant([card], ground.start) for card in cards}
         mixed = [ground.variant([card for card, on in zip(cards, row, strict=True) if on], ground.start)
                  for row in rows]
@@ -60,11 +63,12 @@ def weigh(options: argparse.Namespace, say: Say) -> Finding:
 
 
 def design(cards: int) -> list[tuple[bool, ...]]:
-    """Rows of a Sylvester-Hadamard design for ``cards`` columns: which cards are on. The first row has none."""
-    size = 1
-    while size < cards + 1:
-        size *= 2
-    return [tuple((row & column).bit_count() % 2 == 1 for column in range(1, cards + 1)) for row in range(size)]
+    """Rows of the smallest design for so many cards: which are on. The first row has none, and is the start itself.
+    Raises UserError for more than 15."""
+    if cards >= ORDERS[-1]:
+        raise UserError(f"{cards} cards do not fit into a design of {ORDERS[-1]} rows.", "Weigh fewer at once.")
+    matrix = hadamard(rows_for(cards, ORDERS[-1]))[:, 1:cards + 1]
+    return [tuple(bool(on) for on in row) for row in matrix != matrix[0]]
 
 
 def _on_seed(ground: Ground, alone: dict[str, str], mixed: Sequence[str], seed: int, steps: int,

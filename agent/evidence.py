@@ -11,8 +11,7 @@ Two ideas carry the gate:
   merges at alpha at every time, under any dependence, and the chance of any merge in a campaign without a true effect
   too. Measured here (docs/LOG.md): with three to eight pairs such a test finds 10 to 30 points more than an e-process.
 * **An e-process may be looked at whenever one likes.** ``paired_e`` is the scale-invariant one of a patch's own
-  differences, ``gaussian_e`` the one for a known spread. They are shown beside the test and bound anything that was
-  not planned.
+  differences and is shown beside the test; ``gaussian_e``, for a known spread, certifies in the weighing gear of gate/.
 
 Does not cover: differences that are far from Gaussian (the planned tests are Student's), or a trend in time, which
 pairs that run side by side do not see.

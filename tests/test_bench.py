@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from sandbox_world import FAKE, SERVE, alive
 
-from agent import bench, bench_machine, bench_training
+from agent import bench, bench_machine, bench_training, bench_weigh
 from agent.bench_ground import Ground, Wanted, open_ground
 from agent.cli import edge
 from agent.errors import UserError
@@ -205,6 +205,38 @@ def test_cards_that_exclude_each_other_have_no_sum(world: Path) -> None:
         book = bench_training.cards_of(["sharper", "blunter"], world / "ideas")
         apart = {place.variant([card], place.start) for card in book}
         assert len(apart) == 2 and place.start not in apart
+
+
+# ---------------------------------------------------------------------------------------------------- weigh and bank
+
+@pytest.mark.parametrize("cards", [1, 3, 7, 10, 15])
+def test_a_design_has_each_card_on_in_half_of_its_rows_and_none_in_the_first(cards: int) -> None:
+    rows = bench_weigh.design(cards)
+    assert len(rows) > cards and not any(rows[0])
+    for one in range(cards):
+        assert sum(row[one] for row in rows) == len(rows) / 2
+        assert all(sum(row[one] == row[other] for row in rows) == len(rows) / 2 for other in range(one))
+
+
+def test_a_card_weighed_alone_is_worth_what_it_is_worth_alone(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = measure(world, capsys, "weigh", "--ideas", str(world / "ideas"), "--cards", "sharper", "--seeds", "2",
+                     "--weighed", "2")
+    card = found["cards"][0]
+    assert card["weighed"] == pytest.approx(card["alone_same_seeds"], abs=1e-6) and card["alone"] < 0
+    assert found["same_seed_sd"] < 1e-6 and found["rms_gap"] < 1e-6
+
+
+def test_a_bank_holds_every_arm_on_every_seed(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = world / "bank.json"
+    measure(world, capsys, "bank", "--ideas", str(world / "ideas"), "--cards", "sharper,broken", "--seeds", "2",
+             "--out", str(out))
+    kept = json.loads(out.read_text(encoding="utf-8"))
+    assert {name: arm["kind"] for name, arm in kept["arms"].items()} == {
+        "start": "start", "sharper": "effect", "broken": "effect"}
+    for name, arm in kept["arms"].items():
+        assert [run["seed"] for run in arm["runs"]] == kept["seeds"] and len(kept["seeds"]) == 2
+        assert all(run.get("fault") == "crash" if name == "broken" else set(run["scores"]) >= {"val", "confirm"}
+                   for run in arm["runs"])
 
 
 # -------------------------------------------------------------------------------------------------- noise and startup
