@@ -9,6 +9,7 @@
     audit    bench_audit.py      whether cheating models are found and honest ones are not
     bank     bench_bank.py       many real runs, kept for replays of the gate
     replay   bench_replay.py     whole campaigns of the judge on those runs
+    habit    bench_habit.py      greedy loops on a wall clock, over patches that do nothing
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
@@ -32,6 +33,7 @@ from rich.table import Table
 from agent import (
     bench_audit,
     bench_bank,
+    bench_habit,
     bench_machine,
     bench_policy,
     bench_replay,
@@ -77,6 +79,8 @@ BENCHES = {
                   bench_bank.options, bench_bank.bank, seeded=True),
     "replay": Bench("whole campaigns of the shipped judge on the kept runs (--bank FILE), and greedy loops beside it",
                     bench_replay.options, bench_replay.replay, trains=False),
+    "habit": Bench("greedy loops on a wall clock over patches that do nothing (--nulls DIR): what they merge and claim",
+                   bench_habit.options, bench_habit.habit),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",

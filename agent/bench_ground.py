@@ -172,12 +172,18 @@ class Ground:
         run = dataclasses.replace(run, splits=SPLITS)
         self._known.add(run.id)
         self._runs[run.id] = run
-        job = job_of(self.site, run, self.site.source(wanted.commit))
+        job = job_of(self.site, run, self.site.source(wanted.commit), cache=self._compiled(),
+                     keep_cache=device != "cpu" and wanted.commit == self.start)
         if not wanted.scored:
             job = dataclasses.replace(job, evaluation=None)
         if wanted.level is not None:
             job = dataclasses.replace(job, max_level=wanted.level, min_level=0)
         return run, dataclasses.replace(job, keep_weights=wanted.keep_weights)
+
+    def _compiled(self) -> Path | None:
+        """Compiled kernels of the start, once a run of it on a GPU has left some, as in a campaign."""
+        places = (self.site.folder / run.folder / "compile_cache" for run in self._runs.values())
+        return next((place for place in places if place.exists()), None)
 
     def _device(self, seed: int) -> str:
         return self.site.devices[seed % len(self.site.devices)]
