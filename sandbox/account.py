@@ -40,6 +40,7 @@ class Account:
     charge_seconds: float = 0.0
     evaluate_seconds: float = 0.0
     evaluate_charge: float = 0.0
+    inference_charge: float = 0.0
     peak_memory_mb: float = 0.0
     gpu_memory_mb: float = 0.0
     parameters: int = 0

@@ -219,6 +219,8 @@ class Result:
     evaluate_seconds: float = 0.0
     evaluate_charge: float = 0.0
     """The evaluation's box on the charging clock: code of the patch runs there too."""
+    inference_charge: float = 0.0
+    """The part of it from the model's being ready to its last answer (sealed tier; 0: not seen)."""
     seconds: float = 0.0
     """The whole job."""
     peak_memory_mb: float = 0.0

@@ -340,7 +340,11 @@ class Supervisor:
         assert box.sock is not None
         box.watch(self.account.glance)
         try:
-            return ask(score.greet(box.sock, self.job, self.job.batches, data))
+            server = score.greet(box.sock, self.job, self.job.batches, data)
+            ready = self._used(box)
+            found = ask(server)
+            self.account.inference_charge += self._used(box) - ready
+            return found
         except WireError as error:
             raise self._lost(box, error, "the model server", secret=True) from error
         finally:

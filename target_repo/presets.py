@@ -28,7 +28,7 @@ class Preset:
 
     @property
     def width(self) -> int:
-        return {2: 64, 4: 256, 8: 768, 12: 768}[self.depth]
+        return {2: 64, 3: 96, 4: 256, 8: 768, 12: 768}[self.depth]
 
     @property
     def heads(self) -> int:
@@ -38,6 +38,8 @@ class Preset:
 PRESETS = {
     "cpu": Preset("cpu", depth=2, head_dim=16, vocab=1024, sequence=128, rows=8,
                   steps=200, corpus_mb=24, packages=False),
+    "mid": Preset("mid", depth=3, head_dim=16, vocab=1024, sequence=128, rows=8,
+                  steps=500, corpus_mb=24, packages=False),
     "small": Preset("small", depth=4, head_dim=32, vocab=4096, sequence=512, rows=32,
                     steps=500, corpus_mb=48, packages=True),
     "h100": Preset("h100", depth=8, head_dim=128, vocab=8192, sequence=1024, rows=96,
