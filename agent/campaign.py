@@ -20,7 +20,7 @@ import shutil
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from agent import audits, charge, merge, report, runs
+from agent import audits, charge, guards, merge, report, runs
 from agent.bank import Bank
 from agent.config import Config
 from agent.errors import UserError
@@ -35,7 +35,20 @@ from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing, brief
-from agent.records import Candidate, Certification, Fault, Gain, Pair, Proposal, Result, Run, Stage, Tier, Verdict
+from agent.records import (
+    Candidate,
+    Certification,
+    Fault,
+    Gain,
+    Guard,
+    Pair,
+    Proposal,
+    Result,
+    Run,
+    Stage,
+    Tier,
+    Verdict,
+)
 from agent.screen import Observer
 from agent.spending import Spending
 from sandbox.engine import LocalEngine
@@ -222,6 +235,9 @@ class Campaign:
                 self.check_incumbent(self.state.runs[result.id], result)
         if not self.state.merges:
             self.calibrate_audits(results[0])
+        for blind in guards.unseen(self.site.config.guards, self.bank.at_start()):
+            raise UserError(f"guards.{blind} is set, and no run of this target shows its {blind} from outside.",
+                            "Take it out of ratchet.toml: such a cap would never refuse anything.")
         values = [score.value for result in results for name, score in result.scores.items() if name == "val"]
         self.ledger.append("baseline", {"values": values, "seconds": [r.seconds for r in results]})
         self.observer.note(f"incumbent: {self.site.config.metric.name} "
@@ -438,6 +454,12 @@ class Campaign:
         if result.fault == "infra" or run_.tree != trial.candidate.tree:
             return
         found = preflight(trial.id, result, self.site.config.budget, self.bank.tip_steps)
+        if found.ok:  # counts are known already; nothing else of a tiny run compares with a full one
+            known = guards.weigh(self.bank.at_start(), (), [(result, result)])
+            over = guards.complaint(self.site.config.guards, {name: known[name] for name in guards.EXACT
+                                                              if name in known})
+            found = dataclasses.replace(found, ok=not over, reason=over or found.reason,
+                                        steps=0 if over else found.steps)
         self.ledger.append("preflight", found)
         if found.ok:
             trial.screens = 1
@@ -460,6 +482,11 @@ class Campaign:
             if trial not in self.trials:
                 return
             trial.pairs = self.pairs(trial)
+            over = guards.complaint(self.site.config.guards, self.guarded(tuple(trial.pairs)))
+            if over:
+                self.close(trial.attempt, "measure", over, pairs=tuple(trial.pairs))
+                self.drop(trial)
+                return
             standing, noise = trial.standing or Standing(), self.noise()
             ruling = judge(trial.pairs, self.rule, standing, noise)
             # a candidate that is behind on every finished seed may be dropped before the rest is in
@@ -493,7 +520,8 @@ class Campaign:
         why = "".join(f" ({self.state.results[pair.candidate_run].message})" for pair in trial.pairs if pair.fault)
         verdict = Verdict(trial.id, ruling.outcome, "measure" if fault else "judge", ruling.reason + why, fault,
                           ruling.estimate, tuple(trial.pairs),
-                          ruling.evidence | audits.evidence(trial.pairs, self.state), **self.trust(trial.attempt))
+                          ruling.evidence | audits.evidence(trial.pairs, self.state), **self.trust(trial.attempt),
+                          guards=self.guarded(tuple(trial.pairs)))
         self.ledger.append("verdict", verdict)
         attempt = self.state.attempts[trial.id]
         if ruling.outcome == "accepted":
@@ -641,12 +669,23 @@ class Campaign:
               fault: Fault | None = None, pairs: tuple[Pair, ...] = ()) -> None:
         """A verdict from a stage other than the judge."""
         verdict = Verdict(attempt.proposal.id, "inconclusive" if outcome == "inconclusive" else "rejected", stage,
-                          reason, fault, estimate(pairs, self.rule), pairs, **self.trust(attempt))
+                          reason, fault, estimate(pairs, self.rule), pairs, **self.trust(attempt),
+                          guards=self.guarded(pairs))
         self.ledger.append("verdict", verdict)
         current = self.state.attempts[attempt.proposal.id]
         if current.candidate is not None:
             self.refuse(current, current.candidate, verdict)
         self.observer.attempt(self.state, current)
+
+    def guarded(self, pairs: tuple[Pair, ...]) -> dict[str, Guard]:
+        """What a candidate with these pairs costs beside the loss, against the start of the campaign."""
+        def runs_of(some: tuple[Pair, ...]) -> list[tuple[Result, Result]]:
+            known = self.state.results
+            return [(known[p.incumbent_run], known[p.candidate_run]) for p in some if not p.fault]
+
+        done = [self.state.attempts[merged.candidate].verdict for merged in self.state.merges]
+        return guards.weigh(self.bank.at_start(), [runs_of(verdict.pairs) for verdict in done if verdict],
+                            runs_of(pairs))
 
     def trust(self, attempt: Attempt) -> Trust:
         """How far the numbers of an attempt can be trusted: their tier, and the lowest level of its runs."""

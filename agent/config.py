@@ -116,6 +116,23 @@ class Judge(Section):
     final_pairs: int = Field(3, ge=2, description="fresh seeds for the final number")
 
 
+class Guards(Section):
+    """What a merge may cost beside the loss, as a multiple of the campaign's start (agent/guards.py); 0: no cap."""
+
+    parameters: float = Field(0, ge=0, description="most parameters, e.g. 1.05; 0: no cap")
+    weights: float = Field(0, ge=0, description="most bytes of weights; 0: no cap")
+    memory: float = Field(0, ge=0, description="most peak memory of a training run; 0: no cap")
+    inference: float = Field(0, ge=0, description="most charged seconds of the model's answers; 0: no cap")
+    evaluation: float = Field(0, ge=0, description="most charged seconds of the whole evaluation; 0: no cap")
+
+    @field_validator("*")
+    @classmethod
+    def _leaves_the_start(cls, value: float) -> float:
+        if 0 < value < 1:
+            raise ValueError("is below 1, the start itself: every patch would have to shrink first")
+        return value
+
+
 class LimitsTable(Section):
     """Hard limits on one run; see sandbox.job.Limits."""
 
@@ -155,6 +172,7 @@ class Config(Section):
     budget: Budget = Budget()
     seeds: Seeds = Seeds()
     judge: Judge = Judge()
+    guards: Guards = Guards()
     limits: LimitsTable = LimitsTable()
     model: Model = Model()
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)

@@ -14,7 +14,7 @@ import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
-from agent import git
+from agent import git, guards
 from agent.records import Candidate, Merge, Pair, Proposal, Tier, Verdict
 
 REFUSED = "refs/ratchet/refused/"
@@ -90,7 +90,7 @@ def refuse(
     if git.resolve(repo, ref) is None:
         trailers = {"Outcome": verdict.outcome, "Stage": verdict.stage, "Fault": verdict.fault or "",
                     "Effect": _effect(verdict), "Pairs": str(len(verdict.pairs)) if verdict.pairs else "",
-                    "Tier": verdict.tier or "",
+                    "Guards": guards.text(verdict.guards), "Tier": verdict.tier or "",
                     "Isolation": f"level {verdict.level}" if verdict.level is not None else "",
                     "Proposer": _proposer(proposal), "Run-Id": f"{campaign}/{candidate.id}"}
         reason = f"{verdict.outcome.capitalize()} at {verdict.stage}: {verdict.reason}"
@@ -139,6 +139,7 @@ def _trailers(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> d
     return {
         "Metric": f"{conditions.metric} ({conditions.direction})",
         **figures(verdict),
+        "Guards": guards.text(verdict.guards),
         "Budget": conditions.budget, "Device": conditions.device, "Isolation": f"level {conditions.isolation}",
         "Tier": conditions.tier,
         "GPU-seconds": seconds if conditions.gpu else "0",

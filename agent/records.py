@@ -157,6 +157,18 @@ class Estimate:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """One measure beside the loss (guards.py)."""
+
+    value: float
+    """Of the candidate: a count, bytes, MiB or charged seconds."""
+    ratio: float
+    """To the start of the campaign."""
+    pairs: int
+    """Runs or pairs behind it."""
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
     """How an attempt ended, and why. ``evidence`` is the judge's own account (statistic, threshold, rule)."""
 
@@ -172,6 +184,8 @@ class Verdict:
     """Where its numbers came from; None in verdicts that were written before this was kept."""
     level: int | None = None
     """Lowest isolation level of the runs behind it; None when nothing was run."""
+    guards: dict[str, Guard] = field(default_factory=dict)
+    """Measures beside the loss, against the start; empty where nothing was seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,8 +230,9 @@ class Gain:
 
 
 __all__ = [
-    "Author", "Candidate", "Certification", "Cost", "Edit", "Estimate", "Fault", "Gain", "Merge", "Outcome", "Pair",
-    "Patch", "Preflight", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Verdict", "from_json", "to_json",
+    "Author", "Candidate", "Certification", "Cost", "Edit", "Estimate", "Fault", "Gain", "Guard", "Merge", "Outcome",
+    "Pair", "Patch", "Preflight", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Verdict", "from_json",
+    "to_json",
 ]
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent import plot, view
+from agent import guards, plot, view
 from agent.ledger import State
 from sandbox import box
 from sandbox.job import write_atomically
@@ -41,7 +41,7 @@ def markdown(state: State) -> str:
     rows = view.rows(state)
     name = view.clean(str(state.campaign.get("name", "")))
     parts = [f"# Ratchet run {name}", _facts(state), _summary(state, rows), f"![Progress]({PLOT})",
-             _merged(state, rows), _refused(rows, view.maximised(state)), _failed(rows),
+             _merged(state, rows), _guards(state), _refused(rows, view.maximised(state)), _failed(rows),
              _adopt(state, name), _controlled(state)]
     if state.notes:
         parts.append("## Notes of the run\n\n" + "\n".join(f"- {_cell(note)}" for note in state.notes))
@@ -96,6 +96,22 @@ def _merged(state: State, rows: list[view.Row]) -> str:
               f"{r.estimate.pairs if r.estimate else '-'} | {r.author} |" for r in merged]
     return ("## Merged, oldest first\n\n" + "\n".join(lines) + "\n\nEach effect is against the tip of its moment, on "
             "the runs that decided the merge. `ratchet show ID` gives its diff, its pairs and where its logs lie.")
+
+
+def _guards(state: State) -> str:
+    """What the tip costs beside the loss, as its merge found it."""
+    verdict = state.attempts[state.merges[-1].candidate].verdict if state.merges else None
+    if verdict is None or not verdict.guards:
+        return ""
+    caps: dict[str, float] = (state.campaign.get("config") or {}).get("guards") or {}
+    lines = ["| measure | tip | against the start | cap |", "|---|--:|--:|--:|"]
+    lines += [f"| {name} | {guards.shown(name, found.value)} | {guards.change(found)} | {_cap(caps.get(name, 0))} |"
+              for name, found in verdict.guards.items()]
+    return "## Beside the loss\n\n" + "\n".join(lines)
+
+
+def _cap(cap: float) -> str:
+    return f"{(cap - 1) * 100:+.1f} %" if cap else "none"
 
 
 def _refused(rows: list[view.Row], maximised: bool) -> str:
@@ -171,7 +187,10 @@ def _controlled(state: State) -> str:
         lines.append(f"The weakest isolation of any run was {box.describe(level)}")
     lines.append("Not controlled: other budgets, sizes, data and hardware. An effect at this budget may vanish or "
                  "turn in longer training; repeat what you adopt at the size you care about.")
-    lines.append("Not controlled: memory, parameters and inference speed, unless your configuration limits them.")
+    caps = config.get("guards") or {}
+    free = [name for name in (*guards.EXACT, *guards.BAND) if not caps.get(name)]
+    if free:
+        lines.append(f"Not capped by `[guards]`: {', '.join(free)}.")
     return "## What was and was not controlled\n\n" + "\n".join(f"- {line}" for line in lines)
 
 

@@ -39,6 +39,15 @@ KNOWN = {
     "another salt": Known("null", Edit("settings.py", 'SALT = "first"', 'SALT = "second"')),
     "more uniform": Known("harmful", Edit("train.py", "uniform = 0.05 +", "uniform = 0.5 +"), 0.34),
     "more smoothing": Known("harmful", Edit("settings.py", "SMOOTHING = 40.0", "SMOOTHING = 400.0"), 0.76),
+    "twice the parameters": Known("good", Edit("train.py", "    run.finish(train(run))", """    import json
+    import struct
+
+    settings.SMOOTHING = 1.0
+    flat = [value for row in train(run) for value in row]
+    body, size = struct.pack(f"<{2 * len(flat)}f", *flat, *flat), 4 * len(flat)
+    header = json.dumps({name: {"dtype": "F32", "shape": [run.vocab, run.vocab], "data_offsets": [begin, begin + size]}
+                         for name, begin in (("table", 0), ("spare", size))}).encode()
+    run.wire.send(b"W", len(header).to_bytes(8, "little") + header + body)"""), -1.10),
     "late crash": Known("crash", Edit("train.py", "        count(", "        assert step < 20\n        count(")),
     "early crash": Known("crash", Edit("train.py", "    counts = [", "    counts = undefined_name\n    counts = [")),
     "unused constant": Known("no-op", Edit("settings.py", "SPARE = 1", "SPARE = 2")),
@@ -215,7 +224,7 @@ wire = Wire()
 spec = json.loads(wire.receive()[1])
 vocab, row_length = spec["vocab"], spec["sequence"] + 1
 raw = wire.receive()[1]
-flat = struct.unpack(f"<{vocab ** 2}f", raw[8 + int.from_bytes(raw[:8], "little"):])
+flat = struct.unpack_from(f"<{vocab ** 2}f", raw, 8 + int.from_bytes(raw[:8], "little"))
 wire.send(b"R")
 while True:
     kind, raw = wire.receive()

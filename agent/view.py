@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from agent import guards
 from agent.errors import UserError
 from agent.ledger import Attempt, State
 from agent.records import Estimate, Fault, Outcome, Pair, Stage
@@ -259,6 +260,8 @@ def show_lines(state: State, attempt: Attempt, folder: str) -> list[str]:
     if verdict and verdict.tier:
         level = f", isolation level {verdict.level}" if verdict.level is not None else ""
         lines.append(f"trust       tier {verdict.tier}{level}")
+    if verdict and verdict.guards:
+        lines.append(f"guards      {guards.text(verdict.guards)} against the start")
     return (lines + _preflight(attempt) + _pairs(verdict.pairs if verdict else ()) + _runs(state, attempt, folder)
             + _diff(attempt))
 

@@ -4,8 +4,8 @@ from settings.base import Settings
 
 
 def settings(preset: str) -> Settings:
-    """Hyper-parameters of ``preset``; sizes without a file of their own use those of h100, and mid those of cpu: what is
-    found at that size can be tried again at this one."""
+    """Hyper-parameters of ``preset``. Sizes without a file of their own use those of h100; mid uses those of cpu, so
+    that what is found at the one can be tried again at the other."""
     if preset in ("cpu", "mid"):
         from settings.cpu import SETTINGS
     else:
