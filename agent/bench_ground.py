@@ -55,7 +55,8 @@ class Ground:
     site: Site
     say: Say
     engine: LocalEngine = field(default_factory=LocalEngine)
-    _known: set[str] = field(default_factory=set)
+    known: set[str] = field(default_factory=set)
+    """Names of runs that are taken."""
     _runs: dict[str, Run] = field(default_factory=dict)
 
     @property
@@ -97,19 +98,20 @@ class Ground:
         return self._all(labels, [self._device(asked.seed) for asked in wanted],
                          lambda number, device: self._job(wanted[number], device))
 
-    def finish(self, jobs: Sequence[tuple[Run, Job]], label: str) -> list[Result]:
-        """Do these jobs, which train nothing, as many side by side as there are slots; results in the order given.
+    def finish(self, jobs: Sequence[tuple[Run, Job]], label: str | Sequence[str]) -> list[Result]:
+        """Do these jobs as they are, as many side by side as there are slots; results in the order given.
 
         Raises UserError when the machine goes on failing. Leaves no job behind.
         """
         def again(number: int, device: str) -> tuple[Run, Job]:
             run, job = jobs[number]
-            name = new_name(run.id, self._known)
-            self._known.add(name)
+            name = new_name(run.id, self.known)
+            self.known.add(name)
             self._runs[name] = dataclasses.replace(run, id=name, folder=f"jobs/{name}")
             return self._runs[name], dataclasses.replace(job, id=name)
 
-        return self._all([label] * len(jobs), [run.device for run, _ in jobs], again)
+        labels = [label] * len(jobs) if isinstance(label, str) else label
+        return self._all(labels, [run.device for run, _ in jobs], again)
 
     def _all(self, labels: Sequence[str], devices: Sequence[str],
              make: Callable[[int, str], tuple[Run, Job]]) -> list[Result]:
@@ -168,9 +170,9 @@ class Ground:
     def _job(self, wanted: Wanted, device: str) -> tuple[Run, Job]:
         """One training run and its job."""
         tree = git.resolve(self.site.repo, f"{wanted.commit}^{{tree}}", "tree") or wanted.commit
-        run: Run = new_run(self.site, "pair", tree, wanted.seed, wanted.steps, device, None, self._known)
+        run: Run = new_run(self.site, "pair", tree, wanted.seed, wanted.steps, device, None, self.known)
         run = dataclasses.replace(run, splits=SPLITS)
-        self._known.add(run.id)
+        self.known.add(run.id)
         self._runs[run.id] = run
         job = job_of(self.site, run, self.site.source(wanted.commit), cache=self._compiled(),
                      keep_cache=device != "cpu" and wanted.commit == self.start)

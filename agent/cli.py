@@ -241,6 +241,24 @@ def calibrate_command(
     raise typer.Exit(0 if facts["usable"] else 1)
 
 
+@app.command("promote")
+def promote_command(
+    name: NameArgument = "", preset: PresetOption = "",
+    steps: Annotated[int | None, typer.Option("--steps", min=1, metavar="N", show_default=False,
+                                              help="Budget of a run there, in the target's unit.")] = None,
+    pairs: Annotated[int, typer.Option("--pairs", metavar="N", help="Fresh seeds for each comparison.")] = 4,
+    each: Annotated[bool, typer.Option("--each", help="Also leave out each merge in turn.")] = False,
+    slots: SlotsOption = None, level: LevelOption = 3, folder: RunsOption = RUNS, as_json: JsonOption = False,
+) -> None:
+    """Try what a run merged again, at a larger preset or a longer budget: does the gain transfer?"""
+    from agent import promote, promotion
+    from agent.records import to_json
+    with _end_like_ctrl_c():
+        found = promote.promote(promote.Options(folder, name, preset, steps or 0, pairs, each, slots, level),
+                                lambda line: typer.echo(line, err=True))
+    _print([json.dumps(to_json(found), allow_nan=False)] if as_json else promotion.lines(found))
+
+
 @app.command("bench", context_settings={"allow_extra_args": True, "ignore_unknown_options": True})
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:

@@ -327,6 +327,18 @@ def commit_tree(
     return _line(run(repo, "commit-tree", tree, *above, stdin=message.encode("utf-8"), environment=variables))
 
 
+def leave_out(repo: Path, tip: str, merged: str, when: datetime.datetime | None = None) -> str | None:
+    """Tree of ``tip`` without what its ancestor ``merged`` changed: git's three-way merge of the tip with a revert of
+    it. None where later commits changed the same lines."""
+    undone = commit_tree(repo, resolve(repo, f"{merged}^", "tree") or "", (merged,), "Leave out", when)
+    try:
+        return _line(run(repo, "merge-tree", "--write-tree", tip, undone))
+    except GitError as error:
+        if error.status == 1:  # conflicts; above it git itself failed
+            return None
+        raise
+
+
 def diff(repo: Path, a: str, b: str, prefix: str = "") -> str:
     """Unified diff of two trees or commits, paths relative to ``prefix``; renames as delete and add, never coloured."""
     scope = [f"--relative={prefix}/"] if prefix else []

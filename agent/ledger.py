@@ -22,6 +22,7 @@ from agent.records import (
     Gain,
     Merge,
     Preflight,
+    Promotion,
     Proposal,
     Result,
     Run,
@@ -32,7 +33,7 @@ from agent.records import (
 
 Event = Literal[
     "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "certify", "verdict",
-    "merge_intent", "merge", "gain", "note", "stopped", "finished",
+    "merge_intent", "merge", "gain", "note", "stopped", "finished", "promotion",
 ]
 Clock = Callable[[], datetime.datetime]
 
@@ -71,6 +72,8 @@ class State:
     merges: list[Merge] = field(default_factory=list)
     pending_merge: Merge | None = None
     gain: Gain | None = None
+    promotions: list[Promotion] = field(default_factory=list)
+    """Made after the campaign, by `ratchet promote`; one for each preset and budget, the newest."""
     notes: list[str] = field(default_factory=list)
     first_time: str = ""
     last_time: str = ""
@@ -96,7 +99,8 @@ class State:
     def apply(self, event: str, data: dict[str, Any], time: str) -> None:
         """Advance by one event. Pure: no clock, no disk."""
         self.first_time = self.first_time or time
-        self.last_time = time
+        if event != "promotion":  # not of the night
+            self.last_time = time
         if event == "started":
             self.campaign, self.phase = data, "running"
             self.tip = self.tip or str(data["start"])
@@ -140,6 +144,10 @@ class State:
             self.tip, self.pending_merge = merge.new_tip, None
         elif event == "gain":
             self.gain = from_json(Gain, data)
+        elif event == "promotion":
+            promotion = from_json(Promotion, data)
+            kept = [known for known in self.promotions if (known.there, known.tip) != (promotion.there, promotion.tip)]
+            self.promotions = [*kept, promotion]
         elif event == "note":
             self.notes.append(str(data["text"]))
         elif event in ("stopped", "finished"):

@@ -229,10 +229,49 @@ class Gain:
     tip: float | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What became of one change at another budget (promotion.py)."""
+
+    of: str
+    """The candidate whose merge it is; empty: start against tip."""
+    title: str
+    verdict: Literal["transfers", "shrinks", "does not show", "reverses", "not measured"]
+    reason: str
+    here: Estimate | None
+    """At the campaign's budget."""
+    there: Estimate | None
+    """At the larger one."""
+    kept: tuple[float, ...] = ()
+    """Share of the effect that is left, and its interval; empty: there was none to compare with."""
+    here_pairs: tuple[Pair, ...] = ()
+    there_pairs: tuple[Pair, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Promotion:
+    """The tip of a campaign tried against its start at another preset or budget of the same target."""
+
+    here: str
+    """The campaign's preset and budget, as a person would say it."""
+    there: str
+    preset: str
+    steps: float
+    """Budget of the larger end, in its unit."""
+    tip: str
+    metric: str
+    direction: Literal["min", "max"]
+    split: str
+    first_seed: int
+    device: str
+    parts: tuple[Transfer, ...]
+    """The whole first, then each merge that was left out on its own."""
+
+
 __all__ = [
     "Author", "Candidate", "Certification", "Cost", "Edit", "Estimate", "Fault", "Gain", "Guard", "Merge", "Outcome",
-    "Pair", "Patch", "Preflight", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Verdict", "from_json",
-    "to_json",
+    "Pair", "Patch", "Preflight", "Promotion", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Transfer",
+    "Verdict", "from_json", "to_json",
 ]
 
 

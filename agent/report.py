@@ -41,8 +41,8 @@ def markdown(state: State) -> str:
     rows = view.rows(state)
     name = view.clean(str(state.campaign.get("name", "")))
     parts = [f"# Ratchet run {name}", _facts(state), _summary(state, rows), f"![Progress]({PLOT})",
-             _merged(state, rows), _guards(state), _refused(rows, view.maximised(state)), _failed(rows),
-             _adopt(state, name), _controlled(state)]
+             _merged(state, rows), _promoted(state), _guards(state), _refused(rows, view.maximised(state)),
+             _failed(rows), _adopt(state, name), _controlled(state)]
     if state.notes:
         parts.append("## Notes of the run\n\n" + "\n".join(f"- {_cell(note)}" for note in state.notes))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -96,6 +96,18 @@ def _merged(state: State, rows: list[view.Row]) -> str:
               f"{r.estimate.pairs if r.estimate else '-'} | {r.author} |" for r in merged]
     return ("## Merged, oldest first\n\n" + "\n".join(lines) + "\n\nEach effect is against the tip of its moment, on "
             "the runs that decided the merge. `ratchet show ID` gives its diff, its pairs and where its logs lie.")
+
+
+def _promoted(state: State) -> str:
+    """What became of the gain at other budgets, where that was tried."""
+    parts = []
+    for found in state.promotions:
+        lines = [f"| change | at {_cell(found.here)} | at {_cell(found.there)} | verdict |", "|---|---|---|---|"]
+        lines += [f"| {_cell(one.title)} | {view.interval(one.here) if one.here else '-'} | "
+                  f"{view.interval(one.there) if one.there else '-'} | **{one.verdict}**: {_cell(one.reason)} |"
+                  for one in found.parts]
+        parts.append("\n".join(lines))
+    return "## At another budget\n\n" + "\n\n".join(parts) if parts else ""
 
 
 def _guards(state: State) -> str:
@@ -186,7 +198,8 @@ def _controlled(state: State) -> str:
     if level is not None:
         lines.append(f"The weakest isolation of any run was {box.describe(level)}")
     lines.append("Not controlled: other budgets, sizes, data and hardware. An effect at this budget may vanish or "
-                 "turn in longer training; repeat what you adopt at the size you care about.")
+                 "turn in longer training; `ratchet promote` tries it at a larger one. Repeat what you adopt at the "
+                 "size you care about.")
     caps = config.get("guards") or {}
     free = [name for name in (*guards.EXACT, *guards.BAND) if not caps.get(name)]
     if free:

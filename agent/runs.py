@@ -198,10 +198,13 @@ def _last_time(path: Path) -> str:
 
 
 def _time_of(tail: bytes) -> str:
-    """``t`` of the last line of ``tail`` that is whole and an event."""
+    """``t`` of the last line of ``tail`` that is whole and an event of a night. A promotion is none: it must not make
+    an old run the one that the next night goes on from."""
     for line in reversed(tail[: tail.rfind(b"\n") + 1].splitlines()):
         try:
-            return str(json.loads(line)["t"])
+            entry = json.loads(line)
+            if entry["event"] != "promotion":
+                return str(entry["t"])
         except (ValueError, KeyError, TypeError):
             continue
     return ""

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from agent import guards
 from agent.errors import UserError
 from agent.ledger import Attempt, State
-from agent.records import Estimate, Fault, Outcome, Pair, Stage
+from agent.records import Estimate, Fault, Outcome, Pair, Promotion, Stage, Transfer
 
 Kind = Literal["accepted", "refused", "untrained", "failed", "open"]
 """accepted; trained and not merged; refused before a full run; failed in a run; not yet decided."""
@@ -139,6 +139,7 @@ def status(state: State, alive: bool) -> dict[str, Any]:
         "refused": len(state.refused),
         "tip": state.tip,
         "gain": _gain(state),
+        "promoted": {one.there: one.parts[0].verdict for one in state.promotions if one.tip == state.tip},
         "spent": {"runs": training_runs(state), "seconds": round(state.device_seconds, 3),
                   "usd": round(state.usd, 6)},
     }
@@ -172,6 +173,13 @@ def gain_line(state: State) -> str:
             f"{len(gain.pairs)} fresh pairs, {better(state)}")
 
 
+def transfer_line(found: Promotion, part: Transfer) -> str:
+    """What became of a change at another budget, in one line."""
+    there = f": {interval(part.there)} there" if part.there else ""
+    here = f", {interval(part.here)} at {clean(found.here)}" if part.here else ""
+    return f"{part.verdict} at {clean(found.there)}{there}{here}; {clean(part.reason)}"
+
+
 def spent_line(state: State) -> str:
     return f"{training_runs(state)} runs, {duration(state.device_seconds)} on devices, ${state.usd:.2f} for models"
 
@@ -188,6 +196,7 @@ def status_lines(state: State, alive: bool) -> list[str]:
         f"tip       {state.tip[:12]}" + (" (the start: nothing merged yet)" if not state.merges else
                                          f" {clean(state.merges[-1].subject)}"),
         f"gain      {gain_line(state)}",
+        *(f"promoted  {transfer_line(one, one.parts[0])}" for one in state.promotions if one.tip == state.tip),
         f"spent     {spent_line(state)}",
         f"time      {_clock(state.first_time)} to {_clock(state.last_time)} UTC",
     ]
@@ -255,6 +264,8 @@ def show_lines(state: State, attempt: Attempt, folder: str) -> list[str]:
               f"reason      {r.reason or '-'}", f"effect      {_effect_line(state, r)}"]
     if attempt.merge:
         lines.append(f"merged as   {attempt.merge.new_tip} (tree {attempt.merge.tree[:12]})")
+        lines += [f"promoted    {transfer_line(one, part)}" for one in state.promotions for part in one.parts
+                  if part.of == proposal.id]
     if verdict and verdict.evidence:
         lines.append("evidence    " + ", ".join(f"{clean(k)}: {_value(v)}" for k, v in verdict.evidence.items()))
     if verdict and verdict.tier:
