@@ -6,9 +6,11 @@ on the charging clock (CPU seconds of the box on a CPU, wall seconds on a GPU). 
 of the campaign's *start*, not of the incumbent, so that five merges of 5 % each do not pass as five small steps.
 
 Two kinds. Parameters and weights are counts: the largest of any run decides, and the tiny run shows them already. The
-others jitter, and a machine drifts over a night, so they are compared pair by pair, both runs on one seed: the median
-ratio of the candidate's pairs, times that of each merge before it. They are refused only beyond the cap *and* a dead
-band (``BAND``), twice as wide while there are fewer than ``FEW`` pairs; what creeps in over merges stays below both.
+others jitter, so there are two estimates, and the smaller one counts. Pair by pair, both runs on one seed: the median
+ratio of the candidate's pairs, times that of each merge before it; a machine that drifts over a night does not move it,
+but its error grows with the merges. And the median of the candidate's runs over that of the start's: drift moves it,
+and merges do not. What truly creeps in shows in both. A patch is refused only beyond the cap *and* a dead band
+(``BAND``), twice as wide while there are fewer than ``FEW`` pairs.
 
 Does not cover: measures that nothing shows from outside (parameters of a target that hands over no weights; the
 evaluation of one that prints its own number), memory while it is scored, or speed of inference elsewhere than in the
@@ -61,7 +63,9 @@ def weigh(start: Sequence[Result], merged: Sequence[Pairs], own: Pairs) -> dict[
             found[name] = Guard(max(after), max(after) / statistics.median(before), len(after))
         elif ratios := _ratios(own, name):
             links = [statistics.median(link) for pairs in merged if (link := _ratios(pairs, name))]
-            found[name] = Guard(statistics.median(after), math.prod([*links, statistics.median(ratios)]), len(ratios))
+            chained, value = math.prod([*links, statistics.median(ratios)]), statistics.median(after)
+            direct = max(value, LEAST[name]) / max(statistics.median(before), LEAST[name])
+            found[name] = Guard(value, min(chained, direct), len(ratios))
     return found
 
 

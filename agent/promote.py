@@ -113,7 +113,7 @@ def _promoted(options: Options, folder: Path, state: State, say: Say) -> Promoti
                                             _pairs(large, of, "tip", seeds, rules[1].split), rules))
     return Promotion(here.text, there.text, there.config.preset, there.config.budget.amount, state.tip,
                      there.config.metric.name, there.config.metric.direction, rules[1].split, FIRST_SEED,
-                     there.ground.runs_on(), tuple(parts))
+                     large["tip", seeds[0]].fingerprint.get("device", ""), tuple(parts))
 
 
 def _check(options: Options, folder: Path, state: State) -> None:

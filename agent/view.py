@@ -128,7 +128,9 @@ def status(state: State, alive: bool) -> dict[str, Any]:
     """The object of ``ratchet status --json``.
 
     ``gain.effect`` is negative when the tip is better, whichever way the metric goes: for a metric that is maximised
-    the sign is turned. ``alive``: a process holds the run's lock; without it a running ledger is a stopped run.
+    the sign is turned. ``promoted``, where that was tried, is the verdict by preset and budget.
+
+    ``alive``: a process holds the run's lock; without it a running ledger is a stopped run.
     """
     kinds = [r.kind for r in rows(state)]
     return {
@@ -139,10 +141,9 @@ def status(state: State, alive: bool) -> dict[str, Any]:
         "refused": len(state.refused),
         "tip": state.tip,
         "gain": _gain(state),
-        "promoted": {one.there: one.parts[0].verdict for one in state.promotions if one.tip == state.tip},
         "spent": {"runs": training_runs(state), "seconds": round(state.device_seconds, 3),
                   "usd": round(state.usd, 6)},
-    }
+    } | ({"promoted": {one.there: one.parts[0].verdict for one in state.promotions}} if state.promotions else {})
 
 
 def _gain(state: State) -> dict[str, Any] | None:

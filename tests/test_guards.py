@@ -68,14 +68,20 @@ def test_a_drifting_machine_is_no_cost() -> None:
 
 
 def test_what_creeps_in_over_merges_is_held_against_the_start() -> None:
-    step = pairs("inference_charge", 1.12, 1.12, 1.12)
-    assert not complaint(ALL, weigh([START], (), step))
-    found = weigh([START], (step,), step)
+    steps = [[(run(inference_charge=1.12**n), run(inference_charge=1.12 ** (n + 1)))] * 3 for n in range(3)]
+    assert not complaint(ALL, weigh([START], (), steps[0]))
+    found = weigh([START], steps[:1], steps[1])
     assert found["inference"].ratio == pytest.approx(1.12**2)
     assert not complaint(ALL, found)  # 1.254 is within 1.265
-    assert complaint(ALL, weigh([START], (step, step), step))
+    assert complaint(ALL, weigh([START], steps[:2], steps[2]))
     bigger = pairs("parameters", 1100)  # a count needs no chain: the candidate has all that was merged
     assert complaint(ALL, weigh([START], (pairs("parameters", 1049),), bigger))
+
+
+def test_jitter_that_adds_up_over_merges_is_no_cost() -> None:
+    """Six merges of 5 % each by chance, while the candidate's own runs take as long as the start's."""
+    lucky = [[(run(evaluate_charge=2.0), run(evaluate_charge=2.1))] * 3] * 6
+    assert weigh([START], lucky, pairs("evaluate_charge", 2.0, 2.0, 2.0))["evaluation"].ratio == 1.0
 
 
 def test_a_failed_run_says_nothing_and_what_was_not_measured_is_unchanged() -> None:

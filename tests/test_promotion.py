@@ -127,9 +127,9 @@ def campaign(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_a_promotion_is_kept_in_the_ledger_and_found_again(campaign: Path, edge: Any) -> None:
     folder = campaign / "runs/n"
     before = check_sound(folder)
-    ask = ("promote", "n", "--preset", "longer", "--pairs", "3", "--each", "--runs", str(campaign / "runs"))
+    ask = ("promote", "n", "--preset", "longer", "--pairs", "2", "--each", "--runs", str(campaign / "runs"))
     code, out, err = edge(*ask)
-    assert code == 0 and "small, 30 steps: 12 runs to go" in err and "longer, 60 steps: 12 runs to go" in err, err
+    assert code == 0 and "small, 30 steps: 8 runs to go" in err and "longer, 60 steps: 8 runs to go" in err, err
     state = check_sound(folder)
     (found,) = state.promotions
     total, *parts = found.parts
@@ -150,6 +150,8 @@ def test_a_promotion_is_kept_in_the_ledger_and_found_again(campaign: Path, edge:
     code, again, err = edge(*ask, "--json")
     assert code == 0 and "runs to go" not in err and json.loads(again) == to_json(found)
     assert replay(folder / "ledger.jsonl")[0].promotions == [found]
+    told = json.loads(edge("status", "n", "--json", "--runs", str(campaign / "runs"))[1])
+    assert told["promoted"] == {"longer, 60 steps": total.verdict}
     assert f"promoted  {total.verdict} at longer, 60 steps" in edge("status", "n", "--runs", str(campaign / "runs"))[1]
     assert f"promoted    {parts[0].verdict} at longer" in edge("show", "1", "--runs", str(campaign / "runs"))[1]
     assert "## At another budget" in (folder / "report/report.md").read_text() == report.markdown(state)
