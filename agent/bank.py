@@ -90,7 +90,7 @@ class Bank:
     def at_start(self) -> list[Result]:
         """Good results of the start commit at its own steps: what a run may cost is measured on them."""
         tree, steps = self.tree(self._site.start), int(self._state.campaign["steps"])
-        return [result for run in self._state.runs.values() if (run.tree, run.steps) == (tree, steps)
+        return [result for run in self._state.runs.values() if (run.tree, run.steps) == (tree, steps) and run.trains
                 and (result := self._state.results.get(run.id)) is not None and not result.fault and result.scores]
 
     def values(self, result: Result) -> dict[str, float]:

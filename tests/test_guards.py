@@ -9,13 +9,16 @@ from typing import Any
 import pytest
 
 from agent import git, guards, report, tiny, view
-from agent.config import Guards, parse
+from agent.bank import Bank
+from agent.config import Guards, load, parse
 from agent.errors import UserError
 from agent.guards import complaint, unseen, weigh
-from agent.ledger import replay
+from agent.ledger import State, replay
 from agent.merge import figures
 from agent.recompute import recompute
-from agent.records import Result, Verdict, from_json, to_json
+from agent.records import Purpose, Result, Run, Verdict, from_json, to_json
+from agent.site import Site
+from sandbox.job import Score
 from tests.test_campaign import Script, attempt, check_sound, edge, known, serving
 
 __all__ = ["edge"]
@@ -178,3 +181,20 @@ def test_a_cap_that_this_target_cannot_show_stops_the_campaign_at_its_start(tmp_
     with serving(Script([known("less back-off")])) as (_, model):
         code, _, err = edge("run", str(target), "--name", "n", model=model)
     assert code == 1 and "guards.parameters is set, and no run of this target shows its parameters" in err
+
+
+def test_an_audit_is_no_run_of_the_start(tmp_path: Path) -> None:
+    """It trains nothing, so its charge of nought would halve what a candidate's run may cost."""
+    tiny.write_tiny_target(tmp_path / "t")
+    (tmp_path / "t/.git").rename(tmp_path / "repo.git")
+    start = git.resolve(tmp_path / "repo.git", "HEAD") or ""
+    tree = git.resolve(tmp_path / "repo.git", "HEAD", "tree") or ""
+    state = State(campaign={"steps": 30}, tip=start)
+    scored = run(scores={"val": Score(2.0)}, charge_seconds=7.0)
+    again = run(scores={"val": Score(2.0)})
+    cases: tuple[tuple[str, Purpose, Result], ...] = (("a", "baseline", scored), ("a-audit", "audit", again))
+    for name, purpose, result in cases:
+        state.apply("run_started", to_json(Run(name, purpose, tree, 1, 30, "cpu", f"jobs/{name}")), "")
+        state.apply("run_finished", to_json(dataclasses.replace(result, id=name)), "")
+    place = Site(tmp_path, "", start, load(tmp_path / "t"), None, ("cpu",), 3, 0)
+    assert [result.charge_seconds for result in Bank(place, state).at_start()] == [7.0]
