@@ -123,4 +123,4 @@ def _end(found: Estimate | None) -> str:
 
 
 def _share(kept: tuple[float, ...]) -> str:
-    return f"{kept[0]:.0%} [{kept[1]:.0%}, {kept[2]:.0%}]" if kept else "-"
+    return f"{kept[0]:.0%} [{kept[1]:.0%}, {kept[2]:.0%}]" if kept and kept[0] > 0 else "-"
