@@ -609,7 +609,7 @@ class Campaign:
     def screened_on(self, trial: Trial) -> list[int]:
         """Screening seeds of a trial. On several GPUs each trial starts elsewhere: a seed belongs to a device."""
         found = self.screening_seeds(max(SCREENS, len(self.site.devices)))
-        shift = trial.attempt.number % len(found) if self.site.devices[0] != "cpu" else 0
+        shift = trial.attempt.number % len(found) if self.site.on_gpus else 0
         return found[shift:] + found[:shift]
 
     def screening_seeds(self, count: int) -> list[int]:
@@ -709,7 +709,7 @@ class Campaign:
             self.site.config.metric.name, self.site.config.metric.direction,
             self.budget_text(self.state.runs[verdict.pairs[0].candidate_run].steps),
             measured[0].fingerprint.get("device", self.site.devices[0]), min(r.level for r in measured),
-            self.site.config.evaluate.tier, spent, self.site.devices[0] != "cpu",
+            self.site.config.evaluate.tier, spent, self.site.on_gpus,
             str(self.state.campaign["name"]))
 
     def budget_text(self, steps: int) -> str:

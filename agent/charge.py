@@ -12,6 +12,7 @@ import statistics
 from collections.abc import Sequence
 
 from agent.records import Result
+from sandbox import gpu
 
 SLACK = {"cpu": (1.2, 0.5), "cuda": (1.5, 10.0)}
 """(factor, seconds) on the incumbent's slowest start-up and evaluation that cost nothing: the spread of imports on a
@@ -21,7 +22,7 @@ CPU; on a GPU also compiling another graph than the incumbent's."""
 def cost(results: Sequence[Result], start: float, evaluation: float, device: str) -> float:
     """Median charged seconds of a candidate's runs, with what goes beyond the incumbent's slowest ``start`` and
     ``evaluation`` (charged seconds)."""
-    factor, seconds = SLACK[device.partition(":")[0]]
+    factor, seconds = SLACK["cpu" if gpu.index(device) is None else "cuda"]
     return statistics.median(
         r.charge_seconds + max(0.0, r.startup_charge - start * factor - seconds)
         + max(0.0, r.evaluate_charge - evaluation * factor - seconds) for r in results)

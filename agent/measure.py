@@ -10,12 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import audits
+from agent.errors import UserError
 from agent.git import matches
 from agent.ledger import State
 from agent.records import Purpose, Result, Run
 from agent.site import SPLITS, Site
-from sandbox.engine import LocalEngine
-from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Progress, bulk_file, read_progress
+from sandbox import gpu
+from sandbox.engine import Engine, EngineError
+from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Progress, bulk_file
 from sandbox.view import inner_device
 
 POLL_SECONDS = 0.2
@@ -29,10 +31,11 @@ def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: in
     return Run(name, purpose, commit_tree, seed, steps, device, f"jobs/{name}", candidate, splits)
 
 
-def audit_of(run: Run, known: set[str]) -> Run:
-    """The audit of ``run``, on its own device, as ``<run>-audit``."""
+def audit_of(run: Run, known: set[str], device: str = "") -> Run:
+    """The audit of ``run``, on its own device unless another is given, as ``<run>-audit``."""
     name = new_name(f"{run.id}-audit", known)
-    return dataclasses.replace(run, id=name, purpose="audit", folder=f"jobs/{name}", audits=run.id)
+    return dataclasses.replace(run, id=name, purpose="audit", folder=f"jobs/{name}", audits=run.id,
+                               device=device or run.device)
 
 
 def new_name(stem: str, known: set[str]) -> str:
@@ -74,7 +77,7 @@ def compile_cache(site: Site, state: State) -> Path | None:
 
 def keeps_cache(site: Site, state: State, run: Run) -> bool:
     """Whether ``run`` may leave its compiled kernels to others: on a GPU, and only for the owner's own commit."""
-    return (run.purpose == "baseline" and run.device != "cpu" and run.seed == site.config.seeds.first
+    return (run.purpose == "baseline" and gpu.index(run.device) is not None and run.seed == site.config.seeds.first
             and not state.merges and not state.campaign.get("previous"))
 
 
@@ -150,9 +153,9 @@ class Slot:
 
 
 class Slots:
-    """The devices of this machine and the jobs on them. One job a slot; whoever asks waits here, nowhere else."""
+    """The devices that an engine offers and the jobs on them. One job a slot; whoever asks waits here, nowhere else."""
 
-    def __init__(self, site: Site, engine: LocalEngine) -> None:
+    def __init__(self, site: Site, engine: Engine) -> None:
         self._site, self._engine = site, engine
         self._slots = [Slot(device) for device in site.devices]
 
@@ -166,9 +169,12 @@ class Slots:
                      if slot.run is None and device in ("", slot.device)), None)
 
     def start(self, run: Run, job: Job) -> None:
-        """Start ``job`` on a free slot of its device."""
+        """Start ``job`` on a free slot of its device. Raises UserError for what the user must mend."""
         slot = next(slot for slot in self._slots if slot.run is None and slot.device == run.device)
-        self._engine.start(self._site.folder / run.folder, job)
+        try:
+            self._engine.start(self._site.folder / run.folder, job)
+        except EngineError as error:
+            raise UserError(error.problem, error.mend) from error
         slot.run = run
 
     def attach(self, run: Run) -> Result | None:
@@ -204,4 +210,4 @@ class Slots:
             self._engine.stop(self._site.folder / run.folder)
 
     def progress(self) -> list[tuple[Run, Progress | None]]:
-        return [(run, read_progress(self._site.folder / run.folder)) for run in self.busy]
+        return [(run, self._engine.progress(self._site.folder / run.folder)) for run in self.busy]

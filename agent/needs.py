@@ -64,7 +64,7 @@ class Needs:
         """Intent line, then the job."""
         known = set(self.ledger.state.runs)
         if need.purpose == "audit":
-            run_ = audit_of(self.ledger.state.runs[need.audits], known)
+            run_ = audit_of(self.ledger.state.runs[need.audits], known, device)
             job = self._audit_job(run_)
         else:
             owner = candidate if need.purpose in ("pair", "preflight") else None

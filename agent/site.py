@@ -55,7 +55,7 @@ class Site:
     config: Config
     data: Data | None
     devices: tuple[str, ...]
-    """One entry a slot: ``cpu`` or ``cuda:N``."""
+    """One entry a slot: ``cpu`` or ``cuda:N``; on another machine ``ray:NODE:cpu`` or ``ray:NODE:cuda:N``."""
     level: int
     """Highest isolation level to use."""
     seed: int
@@ -65,6 +65,11 @@ class Site:
     @property
     def repo(self) -> Path:
         return self.folder / "repo.git"
+
+    @property
+    def on_gpus(self) -> bool:
+        """Whether runs use GPUs: then seconds are charged as they pass, and a seed belongs to one device."""
+        return gpu.index(self.devices[0]) is not None
 
     def source(self, commit: str) -> Path:
         """The target's files at ``commit``, written once per tree."""

@@ -1,6 +1,8 @@
 """Jobs from the agent's side: start a supervisor for a job folder, look at it, stop it.
 
 State lives in the folder, so an agent that was restarted sees the same jobs. A supervisor outlives its agent.
+``Engine`` is what the agent knows; here is the one for this machine. engine_ray.py and engine_slurm.py are for others,
+and tests/test_engines.py asks the same of all three.
 """
 
 from __future__ import annotations
@@ -15,19 +17,92 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import FrameType
+from typing import Protocol
 
 from sandbox import process
-from sandbox.job import Job, Result, read_result, write_atomically, write_job
+from sandbox.job import RESULT, Job, Progress, Result, read_progress, read_result, write_atomically, write_job
 
 PASSED_ON = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "LANG")
 """The only variables of the agent's environment that a supervisor gets; a job gets none of them."""
 
 
-class LocalEngine:
-    """Runs jobs on this machine, each under a detached supervisor of its own."""
+class EngineError(OSError):
+    """An engine cannot work as it is set up: what is wrong, and what the user can do about it."""
 
-    def __init__(self) -> None:
+    def __init__(self, problem: str, mend: str) -> None:
+        super().__init__(f"{problem} {mend}")
+        self.problem, self.mend = problem, mend
+
+
+class Engine(Protocol):
+    """Runs jobs, each in a folder of its own. Every method returns at once but for ``start`` and ``stop``.
+
+    Another object of the same kind, also in a later process, takes a job over by its folder alone: ``poll`` it. The
+    promises: a result appears whole or not at all, with all that belongs to it in place before; a job that the machine
+    lost has the fault ``infra``; once ``poll`` has given a result for a folder it gives no other; after ``stop`` no
+    process of the job is left.
+    """
+
+    def start(self, folder: Path, job: Job) -> None:
+        """Write ``job`` into ``folder`` and have it run.
+
+        Raises FileExistsError when the folder has a result, EngineError for what the user must mend, OSError else.
+        """
+
+    def poll(self, folder: Path) -> Result | None:
+        """The result; None while the job waits or runs; fault ``infra`` when it was lost."""
+
+    def progress(self, folder: Path) -> Progress | None:
+        """The newest glance at a running job, None before the first."""
+
+    def stop(self, folder: Path, patience: float = 15.0) -> None:
+        """End the job with its whole process tree; by force after ``patience`` seconds. Of an ended job: nothing."""
+
+    def close(self) -> None:
+        """Give back what is held on other machines. Jobs that still run may end with it."""
+
+
+class Cluster(Engine, Protocol):
+    """An engine for other machines: what is there is asked before a campaign."""
+
+    @property
+    def gpus(self) -> int:
+        """GPUs that jobs could get."""
+
+    def reserve(self, gpu: bool, threads: int, slots: int | None, highest: int) -> tuple[str, ...]:
+        """The device of each slot, at most ``slots``: all of one kind, so that their runs may be compared.
+
+        ``threads``: CPU threads of a job; ``highest``: isolation level to probe for. Raises EngineError when there is
+        none.
+        """
+
+    @property
+    def level(self) -> int | None:
+        """The lowest isolation level of the reserved slots; None: known only when a job runs."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a person should know of the reserved slots, one line each."""
+
+
+def settle(folder: Path, result: Result) -> Result:
+    """Make ``result`` the one of ``folder``, unless it has one already: that one counts then. Returns what counts."""
+    known = read_result(folder)
+    if known is not None:
+        return known
+    write_atomically(folder / "result.json", RESULT.dump_json(result, indent=1))
+    return result
+
+
+class LocalEngine:
+    """Runs jobs on this machine, each under a detached supervisor of its own.
+
+    ``lifeline``: read end of a pipe; when its write end is closed, the supervisors stop their jobs.
+    """
+
+    def __init__(self, lifeline: int | None = None) -> None:
         self._started: dict[int, subprocess.Popen[bytes]] = {}
+        self._lifeline = lifeline
 
     def start(self, folder: Path, job: Job) -> None:
         """Write ``job`` into ``folder`` and start its supervisor. Raises OSError when that cannot be done.
@@ -38,10 +113,12 @@ class LocalEngine:
         if (folder / "result.json").exists():
             raise FileExistsError(f"{folder} already has a result")
         write_job(folder, job)
+        held = () if self._lifeline is None else (self._lifeline,)
         with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
             popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sandbox.supervisor", str(folder)], cwd="/", env=_environment(),
-                stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True)
+                [sys.executable, "-P", "-m", "sandbox.supervisor", str(folder), *map(str, held)], cwd="/",
+                env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
+                pass_fds=held)
             self._started[popen.pid] = popen  # kept so that poll() reaps it
             found = process.stat(popen.pid)
             if found is not None:
@@ -53,8 +130,15 @@ class LocalEngine:
         result = read_result(folder)
         if result is None and not alive:
             return Result(folder.name, "infra", "lost: the supervisor ended without a result "
-                                                f"({_last_line(folder / 'supervisor.log')})")
+                                                f"({last_line(folder / 'supervisor.log')})")
         return result
+
+    def progress(self, folder: Path) -> Progress | None:
+        """The newest glance, as the supervisor wrote it."""
+        return read_progress(folder)
+
+    def close(self) -> None:
+        """Nothing is held: supervisors end by themselves."""
 
     def alive(self, folder: Path) -> bool:
         """Whether the folder's supervisor runs."""
@@ -114,7 +198,7 @@ def _identity(folder: Path) -> tuple[int, int] | None:
         return None
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """A scrubbed environment in which this package is importable from wherever the agent found it."""
     kept = {name: os.environ[name] for name in PASSED_ON if name in os.environ}
     inside = (sys.prefix, sys.base_prefix)  # found by the interpreter itself
@@ -124,7 +208,8 @@ def _environment() -> dict[str, str]:
                    "OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1"}
 
 
-def _last_line(path: Path) -> str:
+def last_line(path: Path) -> str:
+    """The end of a log for a message: its last line, at most 200 characters."""
     try:
         lines = path.read_text(encoding="utf-8", errors="replace").strip().splitlines()
     except OSError:

@@ -31,9 +31,9 @@ class Gpu:
 
 
 def index(device: str) -> int | None:
-    """N of ``cuda:N`` (0 for ``cuda``), None for any other device."""
-    kind, _, number = device.partition(":")
-    return int(number or 0) if kind == "cuda" else None
+    """N of ``cuda:N`` (0 for ``cuda``), also of ``ENGINE:MACHINE:cuda:N``; None for any other device."""
+    found = re.fullmatch(r"(?:.*:)?cuda(?::(\d+))?", device)
+    return int(found.group(1) or 0) if found else None
 
 
 @functools.cache

@@ -1,8 +1,9 @@
-"""``python -m sandbox.supervisor FOLDER``: runs the job of one job folder to its end and writes its result.
+"""``python -m sandbox.supervisor FOLDER [FD]``: runs the job of one job folder to its end and writes its result.
 
 It owns the clock, the limits and the box; the job owns nothing. It outlives the agent, dies with no child left, and
 whatever happens it ends by renaming ``result.json`` into place. SIGTERM stops the job. One of the two broad handlers of
-the code is here: what is unexpected and ours becomes the fault ``infra``, never the job's.
+the code is here: what is unexpected and ours becomes the fault ``infra``, never the job's. FD, if given, is the read
+end of a pipe: when the other end is closed, the job is stopped, so that it does not outlive whoever holds that.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import re
 import shutil
 import signal
 import sys
+import threading
 import time
 import traceback
 from collections.abc import Callable
@@ -412,9 +414,18 @@ def supervise(folder: Path, library_hints: tuple[str, ...] = ()) -> Result:
     return result
 
 
+def _hold(lifeline: int) -> None:
+    """Stop the job when the lifeline is cut."""
+    while os.read(lifeline, 1):
+        pass
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
 def main(argv: list[str]) -> int:
-    """Command line: one argument, the job folder."""
+    """Command line: the job folder, and the lifeline if there is one."""
     folder = Path(argv[0]).resolve()
+    for text in argv[1:]:
+        threading.Thread(target=_hold, args=(int(text),), daemon=True).start()
     own = process.stat(os.getpid())
     if own is not None:
         write_atomically(folder / "supervisor.pid", f"{os.getpid()} {own.start_ticks}".encode())
