@@ -51,7 +51,6 @@ from agent.records import (
 )
 from agent.screen import Observer
 from agent.spending import Spending
-from sandbox.engine import LocalEngine
 
 __all__ = ["Campaign", "Options", "run"]
 
@@ -128,7 +127,7 @@ def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
             raise
         finally:
             campaign.slots.stop(campaign.slots.busy)  # whatever ended the night: no job outlives it
-            opened.ledger.close()
+            opened.close()
     return 0
 
 
@@ -140,7 +139,7 @@ class Campaign:
         self.observer, self.clock = observer, clock
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
-        self.slots = Slots(self.site, LocalEngine())
+        self.slots = Slots(self.site, opened.engine)
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
         self.exhausted = False

@@ -44,6 +44,8 @@ UnconfinedOption = Annotated[bool, typer.Option("--unconfined", help="At level 0
                                                 "all the same.")]
 FreshOption = Annotated[bool, typer.Option("--fresh", help="Start a new run from the target's newest commit, whatever "
                                            "earlier runs merged or left unfinished.")]
+EngineOption = Annotated[str, typer.Option("--engine", show_default=False, help="local, ray or slurm; that of "
+                                           "ratchet.toml if left out.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 RUNS = Path("runs")
 
@@ -68,6 +70,7 @@ def run_command(
                                           help="llm or ideas; llm if a model is named, else ideas.")] = "",
     name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None, folder: RunsOption = RUNS,
     level: LevelOption = 3, unconfined: UnconfinedOption = False, fresh: FreshOption = False,
+    engine: EngineOption = "",
 ) -> None:
     """Run a campaign, or go on with the newest one that is not finished. Ctrl-C stops it cleanly."""
     if proposer not in ("", "llm", "ideas"):
@@ -76,7 +79,7 @@ def run_command(
     from agent.campaign import Options
     _campaign(Options(repo=target, preset=preset, name=name, proposer=proposer, budget_runs=budget_runs,
                       until=until, seed=seed, slots=slots, max_level=level, unconfined=unconfined, fresh=fresh,
-                      runs=folder))
+                      runs=folder, engine=engine))
 
 
 @app.command("try")
@@ -86,6 +89,7 @@ def try_command(
                                               show_default=False)] = None,
     preset: PresetOption = "", name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None,
     folder: RunsOption = RUNS, level: LevelOption = 3, unconfined: UnconfinedOption = False, fresh: FreshOption = False,
+    engine: EngineOption = "",
 ) -> None:
     """Judge your own patches exactly as proposals are judged."""
     target = _existing(repo)
@@ -96,7 +100,8 @@ def try_command(
     from agent.queue_patches import read_patches
     read_patches(patches)  # before anything is made: a bad file leaves no empty run behind
     _campaign(Options(repo=target, preset=preset, name=name, proposer="queue", patches=tuple(patches),
-                      seed=seed, slots=slots, max_level=level, unconfined=unconfined, fresh=fresh, runs=folder))
+                      seed=seed, slots=slots, max_level=level, unconfined=unconfined, fresh=fresh, runs=folder,
+                      engine=engine))
 
 
 @app.command("status")
@@ -184,12 +189,16 @@ def export_command(
 @app.command("doctor")
 def doctor_command(
     repo: Annotated[Path | None, typer.Argument(help="Target to look at.", show_default=False)] = None,
-    preset: PresetOption = "", folder: RunsOption = RUNS,
+    preset: PresetOption = "", folder: RunsOption = RUNS, engine: EngineOption = "", slots: SlotsOption = None,
 ) -> None:
-    """Look whether this machine and this target can run, and how to mend what is wrong."""
-    from agent import doctor
+    """Look whether this machine and this target can run, and how to mend what is wrong. With --engine: whether those
+    machines can, by jobs of a second.
+    """
+    from agent import doctor, doctor_engine
     failed = False
-    for check in doctor.examine(repo, folder, preset):
+    checks = (doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
+              doctor.examine(repo, folder, preset))
+    for check in checks:
         _print([check.line()])
         failed = failed or check.state == "error"
     raise typer.Exit(1 if failed else 0)

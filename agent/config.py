@@ -22,6 +22,7 @@ from sandbox.job import Tier
 FILE = "ratchet.toml"
 LEAST = """[train]  command = "python train.py"  [evaluate]  pattern = 'loss: ([-+.\\w]+)'"""
 """The smallest config that can run."""
+EngineKind = Literal["local", "ray", "slurm"]
 PLACEHOLDERS = ("seed", "steps", "seconds", "preset", "device", "out")
 """What ``train.command`` may hold in braces."""
 
@@ -144,6 +145,23 @@ class LimitsTable(Section):
     weights_mb: int = Field(2048, gt=0)
 
 
+class Engine(Section):
+    """Which machines run the jobs; see docs/engines.md."""
+
+    kind: EngineKind = Field("local", description="local, ray or slurm, when --engine is not given")
+    slots: int = Field(0, ge=0, description="jobs side by side on ray or slurm when --slots is not given; 0: ray takes "
+                       "what is free, slurm 4")
+    address: str = Field("", description="ray: address of the cluster; empty: RAY_ADDRESS, else a running one of this "
+                         "machine, else a new one")
+    scratch: str = Field("", description="ray: folder on the nodes for jobs and data; empty: their temporary folder")
+    partition: str = Field("", description="slurm: --partition")
+    account: str = Field("", description="slurm: --account")
+    time: str = Field("", description="slurm: --time; empty: the job's own limits and some minutes")
+    gres: str = Field("", description='slurm: --gres of a GPU job, e.g. "gpu:h100:1"; empty: jobs use CPUs')
+    extra: list[str] = Field(default_factory=list, description="slurm: more arguments of sbatch")
+    python: str = Field("", description="slurm: interpreter on the nodes; empty: the path of this one")
+
+
 class Model(Section):
     """The model that proposes. The key itself is never in this file."""
 
@@ -174,6 +192,7 @@ class Config(Section):
     judge: Judge = Judge()
     guards: Guards = Guards()
     limits: LimitsTable = LimitsTable()
+    engine: Engine = Engine()
     model: Model = Model()
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
 

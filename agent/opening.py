@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import shutil
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, git, proposers, queue_patches, resources, runs, site
+from agent import __version__, engines, git, proposers, queue_patches, resources, runs, site
 from agent.config import Config
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
@@ -18,6 +19,7 @@ from agent.propose import Proposer
 from agent.screen import Observer
 from agent.site import Origin, Site
 from sandbox import box
+from sandbox.engine import Engine
 from sandbox.view import interpreter_roots
 
 OWN = {"lock", "ledger.jsonl", "repo.git", "source", "jobs"}
@@ -45,17 +47,25 @@ class Options:
     fresh: bool = False
     """A new run from the target's newest commit, whatever earlier runs merged or left unfinished."""
     runs: Path = Path("runs")
+    engine: str = ""
+    """"", "local", "ray" or "slurm"."""
 
 
 @dataclass(frozen=True, slots=True)
 class Opened:
-    """An open campaign: its fixed facts, its memory, and where its ideas come from."""
+    """An open campaign: its fixed facts, its memory, where its ideas come from, and what runs its jobs."""
 
     site: Site
     ledger: Ledger
     proposer: Proposer
     until: datetime.datetime | None
     budget_runs: int | None
+    engine: Engine
+
+    def close(self) -> None:
+        """Give back the engine's machines, and the ledger."""
+        self.engine.close()
+        self.ledger.close()
 
 
 def choose_folder(options: Options, clock: Clock) -> tuple[Path, Path | None]:
@@ -100,27 +110,35 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
     for root in (Path("/usr"), *interpreter_roots()):
         if folder.resolve().is_relative_to(root):
             raise UserError(f"{folder} lies under {root}, which every box can read.", "Give a --runs folder elsewhere.")
-    gpus = site.gpu_count()
     ledger = Ledger(folder / "ledger.jsonl", clock)
-    if ledger.state.campaign:
-        place = _reopen(options, folder, ledger.state, gpus, observer)
-        observer.note(f"going on with run {folder.name}: {len(ledger.state.attempts)} attempts, "
-                      f"{len(ledger.state.merges)} merged so far")
-        until, budget_runs = _limits(ledger.state, until, budget_runs, clock(), observer)
-        facts = ledger.state.campaign
-    else:
+    begun = bool(ledger.state.campaign)
+    if not begun:
         for left in ("repo.git", "source", "jobs"):  # of a process that was killed while it opened the run
             shutil.rmtree(folder / left, ignore_errors=True)
-        place, facts = _start(options, folder, continued, gpus, observer)
-    level, unread = int(box.probe(place.level)), _unread(options, place, ledger.state, facts)
-    unconfined = options.unconfined or bool(facts.get("unconfined"))
-    _check_box(level, unread and not unconfined, folder)
-    place = dataclasses.replace(place, least_level=int(unread and not unconfined))
-    ledger.append("started", facts | {
-        "level": level, "unread": unread, "unconfined": unconfined,
-        "devices": list(place.devices), "slots": len(place.devices),
-        "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
-    return Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs)
+    with contextlib.ExitStack() as on_failure:
+        place, facts, engine = (_reopen(options, folder, ledger.state, observer, on_failure) if begun else
+                                _start(options, folder, continued, observer, on_failure))
+        if begun:
+            observer.note(f"going on with run {folder.name}: {len(ledger.state.attempts)} attempts, "
+                          f"{len(ledger.state.merges)} merged so far")
+            until, budget_runs = _limits(ledger.state, until, budget_runs, clock(), observer)
+        level, unread = _level(engine, place), _unread(options, place, ledger.state, facts)
+        unconfined = options.unconfined or bool(facts.get("unconfined"))
+        _check_box(level, unread and not unconfined, None if engine.remote else folder)
+        place = dataclasses.replace(place, least_level=int(unread and not unconfined))
+        ledger.append("started", facts | {
+            "level": level, "unread": unread, "unconfined": unconfined, "engine": engine.kind,
+            "devices": list(place.devices), "slots": len(place.devices),
+            "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
+        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs,
+                        engine.runner)
+        on_failure.pop_all()
+    return opened
+
+
+def _level(engine: engines.Opening, place: Site) -> int | None:
+    """The level that jobs will have; None where only the node that a job gets can say it, and refuses by itself."""
+    return engine.remote.level if engine.remote else int(box.probe(place.level))
 
 
 def _unread(options: Options, place: Site, state: State, facts: dict[str, Any]) -> bool:
@@ -134,13 +152,14 @@ def _unread(options: Options, place: Site, state: State, facts: dict[str, Any]) 
         attempt.proposal.author != "ideas" for attempt in state.attempts.values())
 
 
-def _check_box(level: int, refuse: bool, folder: Path) -> None:
-    """Raises UserError where there is no box for code that needs one, or the box could not reach its files."""
+def _check_box(level: int | None, refuse: bool, folder: Path | None) -> None:
+    """Raises UserError where there is no box for code that needs one, or the box could not reach its files (in
+    ``folder``, if it lies on the machine that runs the jobs)."""
     if level == box.Level.PLAIN and refuse:
         raise UserError("At isolation level 0 a patch can read and change your files and use the network, so only the "
                         "idea cards that come with ratchet are run.", "`ratchet doctor` says how to reach a higher "
                         "level; --unconfined runs the patches all the same.")
-    closed = box.out_of_reach(folder) if level == box.Level.LANDLOCK else None
+    closed = box.out_of_reach(folder) if folder and level == box.Level.LANDLOCK else None
     if closed is not None:
         raise UserError(f"The user id that a job gets may not enter {closed}.", "Give a --runs folder that others may "
                         "enter, for instance below /var/tmp.")
@@ -158,9 +177,9 @@ def _limits(state: State, until: datetime.datetime | None, budget_runs: int | No
     return until, budget_runs or state.campaign.get("budget_runs")
 
 
-def _start(options: Options, folder: Path, continued: Path | None, gpus: int,
-           observer: Observer) -> tuple[Site, dict[str, Any]]:
-    """(site, data of the ``started`` event) of a new campaign."""
+def _start(options: Options, folder: Path, continued: Path | None, observer: Observer,
+           on_failure: contextlib.ExitStack) -> tuple[Site, dict[str, Any], engines.Opening]:
+    """(site, data of the ``started`` event, engine) of a new campaign."""
     target = _target(options)
     origin = site.locate(target, packaged=options.repo is None)
     tip = ""
@@ -174,7 +193,7 @@ def _start(options: Options, folder: Path, continued: Path | None, gpus: int,
     if origin.previous:
         observer.note(f"the last run, {origin.previous}, is finished: this one starts from its accepted tip "
                       f"{origin.start[:12]}")
-    place = _site(options, folder, origin, options.preset, gpus, observer)
+    place, engine = _site(options, folder, origin, options.preset, "", observer, on_failure)
     config = place.config
     _check_ideas(options, place)
     if not config.train.served and "{seed}" not in config.train.command:
@@ -191,27 +210,40 @@ def _start(options: Options, folder: Path, continued: Path | None, gpus: int,
         "steps": _tip_steps(before, config) if tip else _steps(config),
         "device": place.devices[0], "corpus": place.data.corpus if place.data else "",
         "config": config.model_dump(mode="json"), "version": __version__, "previous": origin.previous,
-        "unread": bool(tip) and bool(before.campaign.get("unread", before.campaign["proposer"] != "ideas"))}
+        "unread": bool(tip) and bool(before.campaign.get("unread", before.campaign["proposer"] != "ideas"))}, engine
 
 
-def _reopen(options: Options, folder: Path, state: State, gpus: int, observer: Observer) -> Site:
+def _reopen(options: Options, folder: Path, state: State, observer: Observer,
+            on_failure: contextlib.ExitStack) -> tuple[Site, dict[str, Any], engines.Opening]:
     facts = state.campaign
     origin = Origin(Path(facts["target"]), facts["toplevel"], facts["prefix"], facts["start"], facts["previous"])
     if git.resolve(folder / "repo.git", git.ACCEPTED) is None:
         raise UserError(f"{folder / 'repo.git'} is gone or damaged.", "Start a new run:  ratchet run --name NEW")
-    place = _site(options, folder, origin, facts["preset"], gpus, observer)
+    place, engine = _site(options, folder, origin, facts["preset"], facts.get("engine", "local"), observer, on_failure)
     if (place.data.corpus if place.data else "") != facts["corpus"]:
         raise UserError("The prepared data differ from those that this run was measured on.",
                         "Scores would not compare; start a new run:  ratchet run --name NEW")
-    return place
+    return place, facts, engine
 
 
-def _site(options: Options, folder: Path, origin: Origin, preset: str, gpus: int, observer: Observer) -> Site:
-    config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, gpus)
-    draft = Site(folder, origin.prefix, origin.start, config, None, site.find_devices(config, options.slots),
-                 options.max_level, options.seed)
+def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: str, observer: Observer,
+          on_failure: contextlib.ExitStack) -> tuple[Site, engines.Opening]:
+    """The site and the engine, which ``on_failure`` closes. ``begun``: the engine that the run was begun on."""
+    config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, site.gpu_count())
+    kind = engines.chosen(options.engine, begun, config.engine)
+    remote = engines.cluster(kind, config.engine, folder)
+    if remote is not None:
+        on_failure.callback(remote.close)
+        config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, remote.gpus)
+        observer.phase(f"looking for machines ({kind})")
+        devices = engines.reserve(remote, config, options.slots, options.max_level)
+        for line in remote.notes:
+            observer.note(f"{kind}: {line}")
+    else:
+        devices = site.find_devices(config, options.slots)
+    draft = Site(folder, origin.prefix, origin.start, config, None, devices, options.max_level, options.seed)
     data = site.prepare(config, draft.source(origin.start), options.runs.resolve() / ".data", observer.phase)
-    return Site(folder, origin.prefix, origin.start, config, data, draft.devices, options.max_level, options.seed)
+    return dataclasses.replace(draft, data=data), engines.Opening(kind, remote)
 
 
 def _proposer(options: Options, place: Site, state: State, observer: Observer) -> Proposer:

@@ -195,7 +195,7 @@ class SlurmEngine:
         return f"#!/bin/sh\nexec env -i {own} {passed} {words}\n"
 
     def _words(self, folder: Path, job: Job) -> list[str]:
-        """Arguments of sbatch. Memory: the job's limit and 1 GiB for the supervisor, which holds weights and answers."""
+        """Arguments of sbatch. Memory: the job's limit, and 1 GiB for the supervisor (weights, answers)."""
         asked, limits = self._request, job.limits
         seconds = limits.wall_seconds + (3 * job.evaluation.wall_seconds if job.evaluation else 0)
         options = {
@@ -233,7 +233,7 @@ class SlurmEngine:
         return found.stdout.strip()
 
     def _active(self, folder: Path, task: Task) -> bool | None:
-        """Whether Slurm still has the job; None: not known at the moment. Asks for all jobs at once, ever less often."""
+        """Whether Slurm still has the job; None: not known at the moment. Asks for all at once, ever less often."""
         now = time.monotonic()
         if now - self._asked >= self._pause:
             numbers = ",".join(known.number for known in self._tasks.values())
@@ -256,8 +256,6 @@ class SlurmEngine:
         """Move what a start left into the job folder, the result last."""
         for path in sorted(start.iterdir()):
             if path.name not in ("job.json", "supervisor.pid", "result.json") and not path.name.startswith("."):
-                if path.name == "supervisor.log":
-                    continue
                 path.replace(folder / path.name)
         self._tasks.pop(folder, None)
         return settle(folder, self._of_one_kind(folder, dataclasses.replace(found, id=folder.name)))

@@ -68,8 +68,7 @@ PartitionName=tests Nodes={host} Default=YES MaxTime=60 State=UP OverSubscribe=N
         (munge / "key").write_bytes(os.urandom(128))
         (munge / "key").chmod(0o600)
         self._run("munged", "--foreground", "--force", f"--socket={munge}/socket", f"--key-file={munge}/key",
-                  f"--pid-file={munge}/pid", f"--seed-file={munge}/seed", f"--log-file={munge}/log",
-                  f"--auth-server-dir={munge}", f"--auth-client-dir={munge}")
+                  f"--pid-file={munge}/pid", f"--seed-file={munge}/seed", f"--log-file={munge}/log")
         _until(lambda: (munge / "socket").exists())
         self.start_controller()
         self.start_node()
