@@ -141,10 +141,12 @@ class SlurmEngine:
             found = read_result(start)
             if found is None:
                 continue
-            if found.fault == "infra" and found.message == "stopped" and self._active(folder, task) is not False:
-                continue  # pre-empted: Slurm may start it again
+            if found.fault == "infra" and found.message == "stopped":  # by Slurm: ``stop`` delivers its own
+                if self._active(task) is not False:
+                    continue  # pre-empted, so that it may be started again
+                found = dataclasses.replace(found, message=f"lost: Slurm ended job {task.number} ({task.state})")
             return self._deliver(folder, start, found)
-        if self._active(folder, task) is not False:
+        if self._active(task) is not False:
             task.gone = None
             return None
         task.gone = task.gone or time.monotonic()
@@ -232,7 +234,7 @@ class SlurmEngine:
         found = _call("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={number}")
         return found.stdout.strip()
 
-    def _active(self, folder: Path, task: Task) -> bool | None:
+    def _active(self, task: Task) -> bool | None:
         """Whether Slurm still has the job; None: not known at the moment. Asks for all at once, ever less often."""
         now = time.monotonic()
         if now - self._asked >= self._pause:
