@@ -308,9 +308,14 @@ def answers() -> Answers:
     return Answers([known(title) for title in TITLES])
 
 
-def verdicts(state: State) -> dict[str, tuple[str, str, float | None]]:
-    return {a.proposal.title: (a.verdict.outcome, a.verdict.stage, a.verdict.estimate.effect if a.verdict.estimate
-                               else None) for a in state.attempts.values() if a.verdict}
+def verdicts(state: State) -> dict[str, tuple[str, str]]:
+    return {a.proposal.title: (a.verdict.outcome, a.verdict.stage) for a in state.attempts.values() if a.verdict}
+
+
+def effect(state: State, title: str) -> float:
+    (found,) = [a.verdict.estimate.effect for a in state.attempts.values()
+                if a.proposal.title == title and a.verdict and a.verdict.estimate]
+    return found
 
 
 def campaign(place: Path, engine: str, model: dict[str, str], site: Any, *more: str) -> subprocess.Popen[str]:
@@ -350,14 +355,16 @@ def test_a_campaign_gives_the_same_verdicts_as_on_this_machine(engine: str, tmp_
             out = done.communicate(timeout=300)[0]
         assert done.returncode == 0, out
         told[kind] = check_sound(tmp_path / kind / "runs/n")
-    assert verdicts(told[engine]) == verdicts(told["local"])
-    assert (merged_titles(told[engine]) == ["less smoothing"] and told[engine].gain == told["local"].gain) or (
-        told[engine].gain is not None and told["local"].gain is not None
-        and told[engine].gain.effect == told["local"].gain.effect)
+    here, there = told["local"], told[engine]
+    assert verdicts(there) == verdicts(here) and set(verdicts(here)) >= set(TITLES)
+    for title in TITLES[:3]:  # to 1e-6: what an audit draws at random moves a corrected score by 1e-9
+        assert effect(there, title) == pytest.approx(effect(here, title), abs=1e-6)
+    assert merged_titles(there) == merged_titles(here) == ["less smoothing"]
+    assert here.gain and there.gain and there.gain.effect == pytest.approx(here.gain.effect, abs=1e-6)
     if engine == "ray":
-        assert len({run.device for run in told[engine].runs.values()}) == 2
+        assert len({run.device for run in there.runs.values()}) == 2
         devices: dict[int, set[str]] = {}
-        for run in told[engine].runs.values():
+        for run in there.runs.values():
             if run.purpose != "preflight":
                 devices.setdefault(run.seed, set()).add(run.device)
         assert all(len(found) == 1 for found in devices.values())  # a seed's runs are on one node
@@ -370,7 +377,7 @@ def after_an_accident(place: Path, out: str, code: int) -> State:
     lost = [r for r in state.results.values() if r.fault == "infra" and r.message != "stopped"]
     assert lost and merged_titles(state) == ["less smoothing"] and not state.open_runs
     assert {a.proposal.title for a in state.attempts.values()} >= set(TITLES)
-    assert KNOWN["less smoothing"].effect == pytest.approx(verdicts(state)["less smoothing"][2], abs=0.03)
+    assert effect(state, "less smoothing") == pytest.approx(KNOWN["less smoothing"].effect, abs=0.03)
     done = Counter((r.tree, r.seed, r.steps, r.purpose, r.audits) for r in state.runs.values()
                    if state.results[r.id].fault != "infra")
     assert max(done.values()) == 1
