@@ -318,6 +318,13 @@ def effect(state: State, title: str) -> float:
     return found
 
 
+def weights(state: State) -> dict[tuple[str, int, int], str]:
+    """Hash of what each full run came to. Which seeds two slots need depends on what ends first, so not all are run
+    in every campaign."""
+    return {(run.tree, run.seed, run.steps): state.results[run.id].weights_sha256 for run in state.runs.values()
+            if run.trains and state.results[run.id].fault is None}
+
+
 def campaign(place: Path, engine: str, model: dict[str, str], site: Any, *more: str) -> subprocess.Popen[str]:
     if not (place / "target").exists():
         tiny.write_tiny_target(place / "target")
@@ -357,10 +364,11 @@ def test_a_campaign_gives_the_same_verdicts_as_on_this_machine(engine: str, tmp_
         told[kind] = check_sound(tmp_path / kind / "runs/n")
     here, there = told["local"], told[engine]
     assert verdicts(there) == verdicts(here) and set(verdicts(here)) >= set(TITLES)
-    for title in TITLES[:3]:  # to 1e-6: what an audit draws at random moves a corrected score by 1e-9
-        assert effect(there, title) == pytest.approx(effect(here, title), abs=1e-6)
-    assert merged_titles(there) == merged_titles(here) == ["less smoothing"]
-    assert here.gain and there.gain and there.gain.effect == pytest.approx(here.gain.effect, abs=1e-6)
+    assert merged_titles(there) == merged_titles(here) == ["less smoothing"] and here.gain and there.gain
+    assert there.gain.effect == pytest.approx(here.gain.effect, abs=1e-6)  # audits draw at random: 1e-9
+    trained = [weights(state) for state in (here, there)]
+    common = trained[0].keys() & trained[1].keys()
+    assert len(common) > 10 and all(trained[0][run] == trained[1][run] for run in common)
     if engine == "ray":
         assert len({run.device for run in there.runs.values()}) == 2
         devices: dict[int, set[str]] = {}
