@@ -6,8 +6,9 @@ read from the folder first and asked of Slurm second; squeue is asked for all jo
 nothing changes. A controller that does not answer is no lost job.
 
 Slurm may start a job again, after a pre-emption or on another node; each start has a folder of its own and the first
-result counts. Nodes of another kind than the first result's (device, driver, torch, Python) are excluded from then on,
-and what ran there is ``infra``: say ``gres`` or ``--constraint`` so that one kind is asked for.
+result counts. A job is known by its number and name, since a controller that lost its state gives numbers again. Nodes
+of another kind than the first result's (device, driver, torch, Python) are excluded from then on, and what ran there is
+``infra``: say ``gres`` or ``--constraint`` so that one kind is asked for.
 
 Tried with 22.05. Does not cover: job arrays, several nodes a job, heterogeneous jobs.
 """
@@ -169,17 +170,17 @@ class SlurmEngine:
         task = self._task(folder)
         if read_result(folder) is not None or task is None:
             return
-        deadline = time.monotonic() + patience
+        deadline, named = time.monotonic() + patience, f"--name={_name(folder)}"
         if _starts(folder, task.number):
-            _call("scancel", "--batch", "--signal=TERM", task.number)
+            _call("scancel", "--batch", "--signal=TERM", named, task.number)
             while time.monotonic() < deadline and (start := _starts(folder, task.number)[-1]):
                 found = read_result(start)
                 if found is not None:
                     self._deliver(folder, start, found)
                     break
                 time.sleep(0.1)
-        _call("scancel", task.number)
-        while self._state(task.number) in ACTIVE and time.monotonic() < deadline + patience:
+        _call("scancel", named, task.number)
+        while self._state(folder, task.number) in ACTIVE and time.monotonic() < deadline + patience:
             time.sleep(0.5)
         self._tasks.pop(folder, None)
         settle(folder, Result(folder.name, "infra", "stopped"))
@@ -230,8 +231,9 @@ class SlurmEngine:
         found = _call("squeue", "--noheader", "--format=%i", f"--name={_name(folder)}")
         return (found.stdout.split() or [""])[0]
 
-    def _state(self, number: str) -> str:
-        found = _call("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={number}")
+    def _state(self, folder: Path, number: str) -> str:
+        found = _call("squeue", "--noheader", "--states=all", "--format=%T", f"--jobs={number}",
+                      f"--name={_name(folder)}")
         return found.stdout.strip()
 
     def _active(self, task: Task) -> bool | None:
@@ -239,13 +241,14 @@ class SlurmEngine:
         now = time.monotonic()
         if now - self._asked >= self._pause:
             numbers = ",".join(known.number for known in self._tasks.values())
-            found = _call("squeue", "--noheader", "--states=all", "--format=%i %T", f"--jobs={numbers}")
+            found = _call("squeue", "--noheader", "--states=all", "--format=%i %j %T", f"--jobs={numbers}")
             self._asked = now
             before = [known.state for known in self._tasks.values()]
             if not found.returncode or "Invalid job id" in found.stderr:
-                states = dict(line.split() for line in found.stdout.splitlines() if len(line.split()) == 2)
-                for known in self._tasks.values():
-                    known.state, known.told = states.get(known.number, ""), now
+                lines = [line.split() for line in found.stdout.splitlines() if len(line.split()) == 3]
+                states = {(number, name): state for number, name, state in lines}
+                for folder, known in self._tasks.items():
+                    known.state, known.told = states.get((known.number, _name(folder)), ""), now
             changed = before != [known.state for known in self._tasks.values()]
             self._pause = QUICK if changed else min(SLOW, self._pause * 1.5)
         if task.told <= task.submitted:

@@ -86,6 +86,12 @@ PartitionName=tests Nodes={host} Default=YES MaxTime=60 State=UP OverSubscribe=N
         popen.kill()
         popen.wait()
 
+    def stop_controller(self) -> None:
+        """As an administrator would: a controller that is killed may lose its last jobs, and drains the node then."""
+        popen = self._running.pop("slurmctld")
+        popen.terminate()
+        popen.wait()
+
     def call(self, *words: str) -> str:
         return subprocess.run(words, env=os.environ | self.environment, capture_output=True, text=True, timeout=30,
                               check=False).stdout

@@ -32,7 +32,7 @@ from agent import cli, engines, tiny
 from agent.config import Engine as Table
 from agent.errors import UserError
 from agent.ledger import State
-from sandbox import parcels
+from sandbox import gpu, parcels
 from sandbox.engine import Engine, LocalEngine
 from sandbox.engine_ray import RayEngine
 from sandbox.engine_slurm import Request, SlurmEngine
@@ -434,7 +434,7 @@ def test_an_accident_under_slurm_loses_nothing(accident: str, tmp_path: Path, sl
             until(lambda: "RUNNING" not in slurm_site.call("squeue", "--noheader", "--format=%T"), 90)
             slurm_site.start_node()
         elif accident == "controller":
-            slurm_site.kill("slurmctld")
+            slurm_site.stop_controller()
             time.sleep(3)
             slurm_site.start_controller()
         else:
@@ -484,3 +484,8 @@ def test_a_node_that_comes_takes_the_place_of_a_lost_one(tmp_path: Path) -> None
         site.stop()
 
 
+
+
+def test_a_device_of_another_machine_is_told_from_a_cpu() -> None:
+    assert [gpu.index(name) for name in ("cpu", "ray:ab12:cpu", "cuda", "cuda:3", "ray:ab12:cuda:3")] == [
+        None, None, 0, 3, 3]
