@@ -10,6 +10,7 @@
     bank     bench_bank.py       many real runs, kept for replays of the gate
     replay   bench_replay.py     whole campaigns of the judge on those runs
     habit    bench_habit.py      greedy loops on a wall clock, over patches that do nothing
+    pipeline bench_pipeline.py   whether a slot ever waits for a model
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
@@ -35,6 +36,7 @@ from agent import (
     bench_bank,
     bench_habit,
     bench_machine,
+    bench_pipeline,
     bench_policy,
     bench_replay,
     bench_training,
@@ -81,6 +83,8 @@ BENCHES = {
                     bench_replay.options, bench_replay.replay, trains=False),
     "habit": Bench("greedy loops on a wall clock over patches that do nothing (--nulls DIR): what they merge and claim",
                    bench_habit.options, bench_habit.habit),
+    "pipeline": Bench("do slots wait for a model: campaigns of sleeping trainers and a stub model over HTTP",
+                      bench_pipeline.options, bench_pipeline.pipeline, trains=False),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",

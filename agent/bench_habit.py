@@ -6,8 +6,8 @@ loop claims is the first number less the last one kept. What that is worth is me
 tip on fresh seeds, at the number of steps that the runs reached.
 
 The patches are the cards of ``--nulls`` (another formula for the same thing, other random streams, other names) and
-edits that add a constant which nothing reads, until there are enough. Several loops, each in an order of its own, run side by side and
-share the machine, as a user's jobs do.
+edits that add a constant which nothing reads, until there are enough. Several loops, each in an order of its own, run
+side by side and share the machine, as a user's jobs do.
 
 Covers: the noise of the clock, of the machine and of the seed. Does not cover: a loop whose patches have effects; the
 replay of the bank does (``replay``).

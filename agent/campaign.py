@@ -5,9 +5,11 @@
     loop        fill the free slots; wait for a job; absorb its result
     gain        start against tip, fresh seeds, the sealed final split
 
-A Trial is a candidate on its way. Slots go first to the trials that are nearest to a verdict; a new proposal is drawn
-only when a slot has nothing else to do. When a trial is merged, the others are built again on the new tip and start
-over, so that what is merged is always the tree that was measured against the tip it is merged on.
+A Trial is a candidate on its way. Slots go first to the trials that are nearest to a verdict. Ideas that cost nothing
+are drawn when a slot has nothing else to do; a model is asked ahead of that, in threads (drafts.py), and its
+candidates pass their tiny run beside the training where cores are idle, so that no slot waits for a reply. When a
+trial is merged, the others are built again on the new tip and start over, so that what is merged is always the tree
+that was measured against the tip it is merged on.
 
 Runs are named by what they are (tree, seed, steps), so the incumbent's runs form a bank by themselves: those of a
 merged candidate are the bank of the new tip, and a resumed campaign finds what was already paid for.
@@ -17,23 +19,26 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict
 
 from agent import audits, charge, guards, merge, report, runs
 from agent.bank import Bank
 from agent.config import Config
+from agent.drafts import Answer, Draft, Drafts, Refusal
 from agent.errors import UserError
 from agent.evidence import Pooled
 from agent.judge import SCREENS, Rule, Ruling, Standing, estimate, judge, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
-from agent.measure import Slots, forget_weights
+from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
 from agent.opening import Opened, Options, choose_folder, open_campaign
 from agent.patch import build
 from agent.policy import PatchRefused
 from agent.preflight import preflight
-from agent.propose import ProposeFailed, add_costs, proposal_id
+from agent.propose import add_costs, proposal_id
 from agent.read import Briefing, brief
 from agent.records import (
     Candidate,
@@ -139,12 +144,19 @@ class Campaign:
         self.observer, self.clock = observer, clock
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
-        self.slots = Slots(self.site, opened.engine)
+        config = self.site.config
+        self.drafts = Drafts(self.proposer, config.model.parallel if self.proposer.name == "llm" else 0)
+        self.slots = Slots(self.site, opened.engine, 0 if self.drafts.inline else idle_cores(self.site))
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
+        self.chores: list[Callable[[], None]] = []
+        """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
+        killed process left undone."""
         self.exhausted = False
         self.in_vain = 0
-        config = self.site.config
+        self.begun: float | None = None
+        """When the first candidate was tried, by this process's clock."""
+        self.first_number = 0
         self.rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
 
     @property
@@ -156,14 +168,19 @@ class Campaign:
     def night(self) -> None:
         """The order of the night."""
         self.resume()
+        if not self.drafts.inline:
+            self.ask_ahead()
         self.baseline()
         self.observer.phase("trying proposals")
         while True:
             drawn = self.fill()
-            if not (drawn or self.slots.busy):
+            self.tidy()
+            if not (drawn or self.slots.busy or self.awaited()):
                 break
             self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
+            self.receive()
         self.give_up_rest()
+        self.tidy()
         self.measure_gain()
         self.ledger.append("finished", {})
         report.write(self.state, self.site.folder)
@@ -263,6 +280,12 @@ class Campaign:
             self.close(trial.attempt, "judge", "the budget was spent before it could be judged", "inconclusive",
                        pairs=tuple(trial.pairs))
             self.trials.remove(trial)
+        for attempt in list(self.state.attempts.values()):
+            if attempt.verdict is None:
+                self.close(attempt, "propose", "the budget was spent before it was mended", "inconclusive")
+        if self.drafts.pending:
+            self.note(f"{self.drafts.pending} replies of the model were still on their way: they are lost, and what "
+                      "they cost is not counted here")
 
     def measure_gain(self) -> None:
         """Start against tip on fresh seeds and the final split, which nothing has read before."""
@@ -308,22 +331,48 @@ class Campaign:
     # ----------------------------------------------------------------------------------------------- fill the slots
 
     def fill(self) -> bool:
-        """Give every free slot something to do. True when an idea was drawn, so that there may be more to do at once.
+        """Give every free slot something to do, and ask for what will be needed next. True when an idea was drawn at
+        once, so that there may be more to do at once.
 
-        One idea at a time: while a model is asked, jobs end, and what they show may free or fill the slots.
+        One such idea at a time: what ended jobs show may free or fill the slots.
         """
-        while self.slots.free():
-            if not self.start_wanted():
-                return self.draw()
+        while self.start_wanted():
+            pass
+        if self.drafts.inline:
+            return self.slots.free() is not None and self.draw()
+        self.ask_ahead()
         return False
+
+    def ask_ahead(self) -> None:
+        """Ask the model for as many proposals as the slots will soon need."""
+        ahead = sum(1 for trial in self.trials if not any(r.trains for r in trial.attempt.runs)) + self.drafts.pending
+        wanted = self.drafts.wanted(len(self.site.devices), self.candidate_seconds())
+        while ahead < wanted and self.drafts.drafting < self.drafts.parallel and self.draw():
+            ahead += 1
+
+    def candidate_seconds(self) -> float:
+        """Wall seconds from one candidate to the next since the first was tried; 0 while that is not known."""
+        done = len(self.state.attempts) - len(self.trials) - self.first_number
+        return (time.monotonic() - self.begun) / done if self.begun is not None and done > 0 else 0.0
+
+    def tidy(self) -> None:
+        """Do the chores."""
+        while self.chores:
+            self.chores.pop(0)()
+
+    def awaited(self) -> bool:
+        """Whether the campaign waits for replies: not for new ideas once there is no budget to try them."""
+        return self.drafts.pending > 0 and not self.spending.forbids("pair", self.clock())
 
     def start_wanted(self) -> bool:
         """Start one run that a trial waits for; nearest to a verdict first."""
         for trial in sorted(self.trials, key=lambda t: (-t.asked, t.attempt.number)):
             for need in self.wants(trial):
                 device = self.needs.device_for(need.seed) if need.purpose != "preflight" else ""
-                free = self.slots.free(device)
+                free = self.slots.free(device, need.purpose in ("preflight", "audit"))
                 if free and not self.spending.forbids(need.purpose, self.clock()):
+                    if need.purpose == "pair" and self.begun is None:
+                        self.begun, self.first_number = time.monotonic(), len(self.state.attempts) - len(self.trials)
                     self.needs.start(need, free, trial.id)
                     return True
         return False
@@ -346,81 +395,87 @@ class Campaign:
         return [need for need in needs if self.needs.known(need) is None and not self.needs.on_its_way(need)]
 
     def draw(self) -> bool:
-        """Propose and patch once; False when there is nothing more to propose."""
+        """Ask for one proposal; False when there is nothing more to propose, or no budget to try it."""
         if self.exhausted or self.spending.forbids("pair", self.clock()):
             return False
         briefing = self.briefing()
-        try:
-            proposal = self.proposer.next(briefing)
-        except ProposeFailed as failure:
-            self.in_vain += 1
-            self.record_failure(briefing, failure)
-            return True
-        if proposal is None:
-            self.exhausted = True
-            if self.proposer.name == "llm":  # the others end when they are empty
+        self.drafts.ask(Draft(dataclasses.replace(briefing, number=briefing.number + self.drafts.drafting)))
+        if self.drafts.inline:
+            self.receive()
+        return not self.exhausted
+
+    def receive(self) -> None:
+        """Take what the proposer answered: a new proposal is built, a mended one is built again."""
+        for answer in self.drafts.ready():
+            if answer.draft.broken is None:
+                self.receive_new(answer)
+            else:
+                self.receive_mended(answer, answer.draft.broken)
+
+    def receive_new(self, answer: Answer) -> None:
+        proposal = answer.proposal
+        number = len(self.state.attempts) + 1
+        if answer.failure is not None:  # a proposal that never came is an attempt that ended at the first stage
+            title = "no usable proposal"
+            failed = Proposal(proposal_id(number, title), answer.draft.briefing.tip, title, answer.failure.reason,
+                              "llm", cost=answer.failure.cost, source=self.proposer.name)
+            self.ledger.append("proposal", failed)
+            self.close(self.state.attempts[failed.id], "propose", answer.failure.reason)
+        elif proposal is None:
+            if self.proposer.name == "llm" and not self.exhausted:  # the others end when they are empty
                 self.note(f"no more proposals: {self.proposer.ended}")
-            return False
-        self.ledger.append("proposal", proposal)
-        built = self.build(self.state.attempts[proposal.id])
-        self.in_vain = self.in_vain + 1 if built is None and proposal.author == "llm" else 0
-        if self.in_vain >= PROPOSALS_IN_VAIN:
             self.exhausted = True
-            self.note(f"no more proposals: {self.in_vain} in a row came to nothing")
-        return True
+        else:
+            # others may have come since it was asked for, so its number is known only now
+            proposal = dataclasses.replace(proposal, id=proposal_id(number, proposal.title))
+            self.ledger.append("proposal", proposal)
+            self.build(self.state.attempts[proposal.id])
 
-    def record_failure(self, briefing: Briefing, failure: ProposeFailed) -> None:
-        """A proposal that never came is an attempt that ended at the first stage."""
-        title = "no usable proposal"
-        proposal = Proposal(proposal_id(briefing.number, title), briefing.tip, title, failure.reason, "llm",
-                            cost=failure.cost, source=self.proposer.name)
-        self.ledger.append("proposal", proposal)
-        self.close(self.state.attempts[proposal.id], "propose", failure.reason)
-
-    def build(self, attempt: Attempt, repairs: int = 0) -> Trial | None:
-        """Patch the present tip. A refusal is shown to the proposer, which may mend it; else it is the verdict."""
-        while True:
-            proposal = attempt.proposal
-            try:
-                candidate = build(self.site.repo, self.site.prefix, self.state.tip, proposal, self.site.config.source,
-                                  self.clock())
-            except PatchRefused as refusal:
-                mended = self.mend(proposal, str(refusal), repairs)
-                if mended is None:
-                    reason = " ".join((refusal.reason, "; ".join(" ".join(line.split())
-                                                                 for line in refusal.nearest[:3]))).strip()
-                    if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
-                        reason = f"conflicts with what was merged meanwhile: {reason}"
-                    self.close(attempt, "patch", reason)
-                    return None
-                repairs += 1
-                attempt = self.state.attempts[proposal.id]
-                continue
-            twin = self.duplicate_of(candidate, attempt)
-            if twin:
-                self.ledger.append("candidate", candidate)
-                self.close(attempt, "patch", f"the same change as {twin}")
-                return None
-            self.ledger.append("candidate", candidate)
-            trial = Trial(attempt, candidate, repairs)
-            self.trials.append(trial)
-            if not probed(self.site.config):
-                trial.screens = 1
-            return trial
-
-    def mend(self, proposal: Proposal, problem: str, repairs: int) -> Proposal | None:
-        """A repair round of the proposer, recorded; None when it has none left or it failed."""
-        if repairs >= self.site.config.model.repairs:
-            return None
-        try:
-            mended = self.proposer.repair(self.briefing(), proposal, problem)
-        except ProposeFailed as failure:
-            spent = dataclasses.replace(proposal, cost=add_costs(proposal.cost, failure.cost))
+    def receive_mended(self, answer: Answer, broken: Proposal) -> None:
+        refusal = answer.draft.refusal
+        assert refusal is not None
+        if answer.failure is not None:
+            spent = dataclasses.replace(broken, cost=add_costs(broken.cost, answer.failure.cost))
             self.ledger.append("proposal", spent)
-            return None
-        if mended is not None:
-            self.ledger.append("proposal", mended)
-        return mended
+        elif answer.proposal is not None:
+            self.ledger.append("proposal", answer.proposal)
+            self.build(self.state.attempts[broken.id], answer.draft.rounds)
+            return
+        self.close(self.state.attempts[broken.id], refusal.stage, refusal.reason, fault=refusal.fault)
+
+    def build(self, attempt: Attempt, repairs: int = 0) -> None:
+        """Patch the present tip: a trial. A refusal is shown to the proposer, which may mend it; else it is the
+        verdict."""
+        proposal = attempt.proposal
+        try:
+            candidate = build(self.site.repo, self.site.prefix, self.state.tip, proposal, self.site.config.source,
+                              self.clock())
+        except PatchRefused as refused:
+            reason = " ".join((refused.reason, "; ".join(" ".join(line.split())
+                                                         for line in refused.nearest[:3]))).strip()
+            if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
+                reason = f"conflicts with what was merged meanwhile: {reason}"
+            self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
+            return
+        twin = self.duplicate_of(candidate, attempt)
+        self.ledger.append("candidate", candidate)
+        if twin:
+            self.close(attempt, "patch", f"the same change as {twin}")
+            return
+        self.in_vain = 0
+        trial = Trial(attempt, candidate, repairs)
+        self.trials.append(trial)
+        if not probed(self.site.config):
+            trial.screens = 1
+
+    def mend(self, attempt: Attempt, problem: str, repairs: int, refusal: Refusal) -> None:
+        """Ask the proposer for a repair; ``refusal`` is the verdict where it has none."""
+        if repairs >= self.site.config.model.repairs:
+            self.close(attempt, refusal.stage, refusal.reason, fault=refusal.fault)
+            return
+        self.drafts.ask(Draft(self.briefing(), attempt.proposal, problem, repairs + 1, refusal))
+        if self.drafts.inline:
+            self.receive()
 
     # ------------------------------------------------------------------------------------------- absorb the results
 
@@ -464,12 +519,12 @@ class Campaign:
             trial.screens = 1
             return
         self.trials.remove(trial)
-        problem = f"{found.reason}\n{found.log_tail[-2000:]}"
-        mended = self.mend(trial.attempt.proposal, problem, trial.repairs) if found.fault else None
-        if mended is None:
-            self.close(trial.attempt, "preflight", found.reason, fault=found.fault)
+        refusal = Refusal("preflight", found.reason, found.fault)
+        if found.fault:
+            problem = f"{found.reason}\n{found.log_tail[-2000:]}"
+            self.mend(self.state.attempts[trial.id], problem, trial.repairs, refusal)
         else:
-            self.build(self.state.attempts[mended.id], trial.repairs + 1)
+            self.close(trial.attempt, refusal.stage, refusal.reason)
 
     def consider(self, trial: Trial) -> None:
         """Form the pairs that are complete, ask the judge, and act on the ruling.
@@ -531,8 +586,11 @@ class Campaign:
 
     def refuse(self, attempt: Attempt, candidate: Candidate, verdict: Verdict) -> None:
         """Keep a refused candidate as a ref that says why."""
-        merge.refuse(self.site.repo, candidate, attempt.proposal, verdict, self.site.folder.name, self.clock())
-        forget_weights(self.site, attempt.runs)
+        def keep() -> None:
+            merge.refuse(self.site.repo, candidate, attempt.proposal, verdict, self.site.folder.name, self.clock())
+            forget_weights(self.site, attempt.runs)
+
+        self.chores.append(keep)
 
     def accept(self, attempt: Attempt, candidate: Candidate, verdict: Verdict) -> None:
         """Intent, compare-and-swap, outcome; then the other trials start over on the new tip."""
@@ -675,6 +733,11 @@ class Campaign:
         if current.candidate is not None:
             self.refuse(current, current.candidate, verdict)
         self.observer.attempt(self.state, current)
+        if stage in ("propose", "patch") and attempt.proposal.author == "llm" and outcome == "rejected":
+            self.in_vain += 1
+            if self.in_vain >= PROPOSALS_IN_VAIN and not self.exhausted:
+                self.exhausted = True
+                self.note(f"no more proposals: {self.in_vain} in a row came to nothing")
 
     def guarded(self, pairs: tuple[Pair, ...]) -> dict[str, Guard]:
         """What a candidate with these pairs costs beside the loss, against the start of the campaign."""

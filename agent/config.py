@@ -173,6 +173,7 @@ class Model(Section):
     timeout_seconds: float = Field(180, gt=0, description="one call")
     attempts: int = Field(4, ge=1, description="calls per proposal before it is given up")
     repairs: int = Field(2, ge=0, description="repair rounds that show the model its error")
+    parallel: int = Field(4, ge=1, le=64, description="questions to the model at a time, at most")
     usd_per_million_prompt: float = Field(0, ge=0)
     usd_per_million_completion: float = Field(0, ge=0)
 

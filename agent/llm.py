@@ -1,7 +1,8 @@
 """LlmProposer: asks a model for a patch, and shows it its error when the patch cannot be used.
 
 Each call is made of the briefing and, in a repair round, the last answer: nothing but the ledger is remembered, so a
-resumed campaign asks the same question. What the user must mend before a first answer is a UserError; once the
+resumed campaign asks the same question. Several threads may ask at once: a number is given to a proposal when it comes,
+so repair rounds are counted by its title. What the user must mend before a first answer is a UserError; once the
 endpoint has answered, a night does not die of it: the attempt fails, and after enough failures the proposer ends.
 """
 
@@ -52,17 +53,17 @@ class LlmProposer:
             id=proposal_id(briefing.number, parsed.title), base=briefing.tip, title=parsed.title,
             hypothesis=parsed.hypothesis, author="llm", edits=parsed.edits, diff=parsed.diff,
             direction=parsed.direction, expected_effect=parsed.expected_effect, cost=cost, source=self._endpoint.name)
-        self._rounds[proposal.id] = left
+        self._rounds[proposal.title] = left
         return proposal
 
     def repair(self, briefing: Briefing, proposal: Proposal, problem: str) -> Proposal | None:
-        left = self._rounds.get(proposal.id, self._model.repairs)
+        left = self._rounds.get(proposal.title, self._model.repairs)
         if self.ended or left == 0:
             return None
-        self._rounds[proposal.id] = 0
+        self._rounds[proposal.title] = 0
         tail = self._prompts.repair(answer_of(proposal), problem, left - 1)
         parsed, cost, left = self._converse(briefing, tail, left - 1)
-        self._rounds[proposal.id] = left
+        self._rounds[proposal.title] = left
         return dataclasses.replace(
             proposal, base=briefing.tip, edits=parsed.edits, diff=parsed.diff,
             hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import shlex
 import time
 from collections.abc import Iterable
@@ -20,7 +21,8 @@ from sandbox.engine import Engine, EngineError
 from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Progress, bulk_file
 from sandbox.view import inner_device
 
-POLL_SECONDS = 0.2
+POLLS = 160
+"""Looks at job folders a second, over all slots: one slot is looked at 20 times a second, 64 every 0.4 s."""
 
 
 def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: int, device: str,
@@ -144,33 +146,57 @@ def _protected_files(site: Site) -> Path:
     return place
 
 
+def idle_cores(site: Site) -> int:
+    """Jobs of a CPU target that fit on cores which its slots leave idle: 0 on GPUs and on other machines, where a job
+    beside a training run would slow it, or is not ours to place."""
+    if any(device != "cpu" for device in site.devices):
+        return 0
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(0, min(len(site.devices), cores // site.config.train.threads - len(site.devices)))
+
+
+def _light(run: Run) -> bool:
+    return run.purpose in ("preflight", "audit")
+
+
 @dataclass(slots=True)
 class Slot:
     """A device that runs one job at a time."""
 
     device: str
     run: Run | None = None
+    beside: bool = False
+    """For tiny runs and audits alone, on cores that no training uses."""
 
 
 class Slots:
     """The devices that an engine offers and the jobs on them. One job a slot; whoever asks waits here, nowhere else."""
 
-    def __init__(self, site: Site, engine: Engine) -> None:
+    def __init__(self, site: Site, engine: Engine, beside: int = 0) -> None:
+        """``beside``: places for jobs that are no training runs, besides the slots; see ``idle_cores``."""
         self._site, self._engine = site, engine
-        self._slots = [Slot(device) for device in site.devices]
+        self._slots = [Slot(device) for device in site.devices] + [
+            Slot(site.devices[0], beside=True) for _ in range(beside)]
 
     @property
     def busy(self) -> list[Run]:
         return [slot.run for slot in self._slots if slot.run]
 
-    def free(self, device: str = "") -> str | None:
-        """A device without a job (the given one, if any), or None."""
-        return next((slot.device for slot in self._slots
-                     if slot.run is None and device in ("", slot.device)), None)
+    def free(self, device: str = "", light: bool = False) -> str | None:
+        """A device without a job (the given one, if any), or None. ``light``: for a tiny run or an audit."""
+        slot = self._free(device, light)
+        return slot.device if slot else None
+
+    def _free(self, device: str, light: bool) -> Slot | None:
+        """A light job goes beside the slots where it can."""
+        fit = [slot for slot in self._slots if slot.run is None and device in ("", slot.device)
+               and (light or not slot.beside)]
+        return max(fit, key=lambda slot: slot.beside, default=None)
 
     def start(self, run: Run, job: Job) -> None:
         """Start ``job`` on a free slot of its device. Raises UserError for what the user must mend."""
-        slot = next(slot for slot in self._slots if slot.run is None and slot.device == run.device)
+        slot = self._free(run.device, _light(run))
+        assert slot is not None, "start() was called without a free slot"
         try:
             self._engine.start(self._site.folder / run.folder, job)
         except EngineError as error:
@@ -181,7 +207,7 @@ class Slots:
         """Take over a job that an earlier ratchet process started. Its result if it has ended, as lost if need be;
         so it is ended when no slot is free for it."""
         folder = self._site.folder / run.folder
-        slot = next((slot for slot in self._slots if slot.run is None and slot.device == run.device), None)
+        slot = self._free(run.device, _light(run))
         result = self._engine.poll(folder)
         if result is None and slot is None:
             self._engine.stop(folder)
@@ -202,7 +228,7 @@ class Slots:
                     slot.run = None
             if ended or time.monotonic() >= deadline:
                 return ended
-            time.sleep(POLL_SECONDS)
+            time.sleep(max(0.05, len(self.busy) / POLLS))
 
     def stop(self, runs: list[Run]) -> None:
         """Ask the sandbox to end these jobs; they then end with fault infra."""

@@ -208,7 +208,8 @@ def test_exactly_the_good_patches_are_merged(night: tuple[Path, subprocess.Compl
     assert ends["another salt"][0] == ends["third salt"][0] == ends["more uniform"][0] == "judge"
     assert ends["no usable proposal"] == ("propose", None)
     again = attempt(state, "same again").verdict
-    assert again is not None and (again.stage, again.reason) == ("patch", "the same change as 002-another-salt")
+    assert again is not None and again.stage == "patch"
+    assert re.fullmatch(r"the same change as \d{3}-another-salt", again.reason)
     assert len(state.attempts) == 12  # the last one met the expired key
     assert any("refuses further calls" in note for note in state.notes)
     for a in state.attempts.values():  # how far a number can be trusted stands with it, also where it was refused
@@ -309,7 +310,8 @@ def test_each_merge_commit_has_every_trailer(night: tuple[Path, subprocess.Compl
         for name in ("Metric", "Effect", "Pairs", "Seeds", "Evidence", "Budget", "Device", "GPU-seconds", "Cost-USD",
                      "Proposer", "Run-Id"):
             assert trailers[name].strip(), name
-        first = 1 + 1000 * next(c.hypothesis for c in state.certifications if c.candidate == merge.candidate)
+        first = 1 + 1000 * next(c.hypothesis for c in reversed(state.certifications)
+                                if c.candidate == merge.candidate)
         assert trailers["Seeds"] == f"{first} {first + 1} {first + 2}"
         assert trailers["Budget"] == "30 steps" and trailers["GPU-seconds"] == "0"
         assert trailers["Isolation"] == f"level {state.campaign['level']}" and "(scripted)" in trailers["Proposer"]
@@ -450,11 +452,13 @@ def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: A
             assert process.returncode == 130 and err == "stopped; the same command goes on from here\n"
             stopped = load(tmp_path / "runs/n")
             assert stopped.phase == "stopped" and not alive(str(tmp_path / "runs"))
+        script.openings += [known("unused constant")] * 8  # whatever was asked for when it stopped, this is a duplicate
         code, out, err = edge(*arguments[:2], "--level", "0", model=model)  # the consent is remembered
         assert (code, err) == (0, "") and "going on with run n" in out
         state = check_sound(tmp_path / "runs/n")
         assert state.phase == "finished" and merged_titles(state) == ["less smoothing"] and not state.open_runs
-        assert len(state.attempts) == 4 and state.gain is not None
+        tried = [a for a in state.attempts.values() if a.verdict and a.verdict.stage not in ("propose", "patch")]
+        assert len(tried) == 3 and state.gain is not None
         if how == "SIGKILL":
             return
         assert edge("run", "target", "--name", "n", model=model)[0] == 1  # finished is finished

@@ -73,7 +73,8 @@ def test_the_environment_is_read_in_config_and_where_a_process_is_started() -> N
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and (
                     isinstance(node.value, ast.Name) and node.value.id == "os"):
                 readers.add(path.stem)
-    assert {"config"} <= readers <= {"config", "git", "site", "bench_machine", "bench_training", "bench_ground"}
+    assert {"config"} <= readers <= {"config", "git", "site", "bench_machine", "bench_training", "bench_ground",
+                                        "bench_pipeline"}
 
 
 def test_there_are_two_broad_handlers() -> None:

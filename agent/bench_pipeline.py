@@ -1,0 +1,216 @@
+"""Bench ``pipeline``: does a device ever wait for a model? Whole campaigns over real HTTP and real jobs whose trainer
+only sleeps, with a stub model of known delay.
+
+The share that counts is of the slots' time, from the first candidate's first training run to the last verdict:
+
+    busy = sum of the seconds that training runs held a slot, of those alone that informed a verdict
+           / (slots x wall seconds)
+
+A run's seconds begin when its supervisor starts and end with its result, so starting an interpreter counts as busy and
+whatever the campaign does between two jobs does not. ``per_candidate_s`` is slots x wall seconds / candidates: of it
+the trainer's sleep is of use, the rest is ``overhead_s``. A run that informed no verdict counts as idle.
+
+Every proposal is a new constant that makes the loss a little worse, so a candidate costs a tiny run and one training
+run. Does not cover: GPUs, evaluation, merges.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import datetime
+import itertools
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from agent import tiny
+from agent.bench_ground import Say, count, scratch
+from agent.bench_training import Finding
+from agent.errors import UserError
+from agent.ledger import State, replay
+from agent.scripted import Delay, Fixed, ScriptedModel, Status
+from agent.scripted import Say as Reply
+
+BUSY, ALSO_BUSY, STILL_BUSY = 0.97, 0.95, 0.9
+PER_CANDIDATE = 0.3
+"""Seconds of a candidate beyond its training that are allowed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One campaign."""
+
+    name: str
+    reply: float
+    """Seconds of the model."""
+    train: float
+    """Seconds that a trainer sleeps."""
+    slots: int
+    candidates: int
+    least_busy: float
+
+
+FIRST = Case("replies of 10 s", 10, 10, 1, 12, BUSY)
+OTHERS = (Case("replies of 1 s", 1, 10, 1, 12, BUSY),
+          Case("replies of 30 s, four in flight", 30, 10, 1, 16, ALSO_BUSY))
+
+
+def options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--all", action="store_true", help="replies of 1 and 30 s too")
+    parser.add_argument("--reply", type=float, help="seconds of a reply; with it one case of your own")
+    parser.add_argument("--train", type=float, default=10.0, help="seconds of a training run of your own case")
+    parser.add_argument("--slots", type=count, default=1, help="slots of your own case")
+    parser.add_argument("--candidates", type=count, default=12, help="candidates of your own case")
+
+
+def pipeline(options: argparse.Namespace, say: Callable[[str], None]) -> Finding:
+    """The cases one after the other, on an otherwise idle machine."""
+    cases = ([Case(f"replies of {options.reply:g} s", options.reply, options.train, options.slots, options.candidates,
+                   0.0)] if options.reply is not None else [FIRST, *(OTHERS if options.all else ())])
+    found = {}
+    for case in cases:
+        with scratch(options.runs, "pipeline") as folder:
+            found[case.name] = measure(case, folder, options.level, say)
+    rows = [(name, f"{case['busy']:.3f}", f"{case['per_candidate_s']:.2f}", f"{case['overhead_s']:.2f}",
+             str(case["candidates"]), f"{case['controller_cores']:.3f}", str(case["orphans"])) for name, case in
+            found.items()]
+    first = found[cases[0].name]
+    return Finding(f"{cases[0].slots} slot(s), {os.cpu_count()} cores", {**first, "cases": found},
+                   ("case", "busy", "s a candidate", "overhead", "candidates", "cores of the controller", "orphans"),
+                   rows, [], ok=all(case["ok"] for case in found.values()))
+
+
+def measure(case: Case, folder: Path, level: int, say: Callable[[str], None]) -> dict[str, Any]:
+    """Run one campaign in ``folder`` and weigh its time."""
+    numbers = itertools.count(1)
+    lock = threading.Lock()
+
+    def answer(_: dict[str, Any]) -> Fixed:
+        with lock:
+            number = next(numbers)
+        if number > case.candidates:
+            return Status(401, {"error": {"message": "that was all"}})
+        edit = {"path": "settings.py", "search": "WORSE = 0", "replace": f"WORSE = {number}"}
+        return Delay(case.reply, Reply({"title": f"Worse by {number}", "hypothesis": "It sleeps as long.",
+                                        "direction": "constants", "expected_effect": None, "edits": [edit]}))
+
+    with ScriptedModel([], then=answer) as model:
+        write_sleeper(folder / "target", case.train, model.base_url)
+        cores = _campaign(folder, case, level, say)
+    orphans = sum(str(folder) in " ".join(process.info["cmdline"] or ()) for process in
+                  psutil.process_iter(["cmdline"]))
+    state, _ = replay(folder / "runs" / "sleep" / "ledger.jsonl")
+    found = account(state, folder / "runs" / "sleep" / "ledger.jsonl", case)
+    return found | {"controller_cores": cores, "orphans": orphans,
+                    "ok": found["busy"] >= case.least_busy and not orphans and (
+                        not case.least_busy or case.train < case.reply / 2
+                        or found["overhead_s"] <= PER_CANDIDATE)}
+
+
+def account(state: State, ledger: Path, case: Case) -> dict[str, Any]:
+    """Where the slots' time went, from the ledger alone."""
+    started, ended = _times(ledger)
+    judged = [a for a in state.attempts.values() if a.verdict and a.verdict.pairs]
+    told = {name for a in judged if a.verdict for pair in a.verdict.pairs
+            for name in (pair.candidate_run, pair.incumbent_run)}
+    trained = [r for r in state.runs.values() if r.purpose in ("pair", "baseline")]
+    first = min(started[r.id] for r in trained if r.purpose == "pair")
+    last = max(_moment(a.ended) for a in judged)
+    counted = [r for r in trained if started[r.id] >= first - 0.001 and ended.get(r.id, math.inf) <= last + 0.001]
+    held = sum(state.results[r.id].seconds for r in counted if r.id in told)
+    slept = sum(case.train for r in counted if r.id in told)
+    room = case.slots * (last - first)
+    return {"busy": held / room, "per_candidate_s": room / len(judged), "overhead_s": (room - slept) / len(judged),
+            "candidates": len(judged), "runs": len(counted), "wasted_runs": sum(r.id not in told for r in counted),
+            "wall_s": last - first, "slots": case.slots, "reply_s": case.reply, "train_s": case.train}
+
+
+def write_sleeper(folder: Path, seconds: float, base_url: str) -> None:
+    """A target whose run of 100 steps sleeps for ``seconds``, and whose model answers at ``base_url``."""
+    tiny.write_repository(folder, {
+        "settings.py": "WORSE = 0\n",
+        "train.py": "import sys\nimport time\n\nimport settings\n\nseed, steps = int(sys.argv[1]), int(sys.argv[2])\n"
+                    f"time.sleep({seconds} * steps / 100)\n"
+                    "print(f'loss: {1 + 0.001 * settings.WORSE + 0.01 * (seed % 7):.6f}')\n",
+        "ratchet.toml": f"""name = "sleeper"
+
+[train]
+command = "python train.py {{seed}} {{steps}}"
+
+[evaluate]
+pattern = 'loss: ([0-9.]+)'
+
+[source]
+editable = ["settings.py"]
+
+[metric]
+name = "loss"
+
+[budget]
+unit = "steps"
+amount = 100
+probe_steps = 2
+
+[judge]
+floor = 0.0001
+final_pairs = 2
+
+[model]
+base_url = "{base_url}"
+name = "stub"
+repairs = 0
+"""})
+
+
+def _campaign(folder: Path, case: Case, level: int, say: Say) -> float:
+    """A campaign in a process of its own. Returns the cores that it used, its jobs not counted. Raises UserError."""
+    command = [sys.executable, "-m", "agent.cli", "run", str(folder / "target"), "--name", "sleep", "--slots",
+               str(case.slots), "--level", str(level), "--unconfined", "--proposer", "llm", "--runs",
+               str(folder / "runs")]
+    own = str(Path(__file__).resolve().parent.parent)
+    paths = os.pathsep.join([own, *(entry for entry in sys.path if entry)])
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               env=os.environ | {"PYTHONPATH": paths, "OPENAI_API_KEY": "none"})
+    watched, begun, used = psutil.Process(process.pid), time.monotonic(), 0.0
+    lines: list[str] = []
+    assert process.stdout is not None
+    try:
+        for line in process.stdout:
+            lines.append(line.rstrip())
+            say(f"{case.name}: {lines[-1]}")
+            with contextlib.suppress(psutil.Error):
+                used = sum(watched.cpu_times()[:2])
+        if process.wait():
+            raise UserError(f"The campaign ended with exit code {process.returncode}.", " ".join(lines[-3:]))
+    finally:
+        process.kill()
+        process.wait()
+    return used / (time.monotonic() - begun)
+
+
+def _times(ledger: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """(start, end) of each run by its id, in seconds since the epoch, as the ledger has them."""
+    started: dict[str, float] = {}
+    ended: dict[str, float] = {}
+    for line in ledger.read_text(encoding="utf-8").splitlines():
+        event = json.loads(line)
+        if event["event"] == "run_started":
+            started[event["data"]["id"]] = _moment(event["t"])
+        elif event["event"] == "run_finished":
+            ended[event["data"]["id"]] = _moment(event["t"])
+    return started, ended
+
+
+def _moment(text: str) -> float:
+    return datetime.datetime.fromisoformat(text).timestamp()
