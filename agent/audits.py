@@ -35,15 +35,9 @@ def wanted(config: Config) -> bool:
     return config.evaluate.tier == "sealed" and config.evaluate.audit > 0
 
 
-def audited(state: State) -> dict[str, Result]:
-    """Result of the audit by id of the audited run; machine faults do not count."""
-    return {run.audits: result for run in state.runs.values()
-            if run.purpose == "audit" and (result := state.results.get(run.id)) and result.fault != "infra"}
-
-
 def values(state: State, result: Result) -> dict[str, float]:
     """Score of a run by split: corrected where it was audited."""
-    found = audited(state).get(result.id)
+    found = state.audited.get(result.id)
     scores = result.scores | (found.scores if found is not None and not found.fault else {})
     return {split: score.value for split, score in scores.items()}
 
@@ -59,13 +53,13 @@ def due(pairs: Sequence[Pair], ruling: Ask | Ruling, state: State) -> list[str]:
         chosen = [good[0], good[-1]]
     else:
         chosen = good[:1] if _drawn(good[0], str(state.campaign["start"])) else []
-    known = audited(state)
+    known = state.audited
     return [name for name in dict.fromkeys(chosen) if name not in known]
 
 
 def evidence(pairs: Sequence[Pair], state: State) -> dict[str, float | str]:
     """What the audits of these pairs' candidate runs showed, for the verdict; nothing where there was none."""
-    known = audited(state)
+    known = state.audited
     found = [known[pair.candidate_run] for pair in pairs if pair.candidate_run in known]
     seen = [max(score.audit_max or 0.0, score.targeted_max or 0.0) for result in found
             for score in result.scores.values()]

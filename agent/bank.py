@@ -37,8 +37,7 @@ class Bank:
 
     def runs(self, tree: str, seed: int, steps: int) -> list[Run]:
         """Full runs of this kind, whoever asked for them."""
-        return [r for r in self._state.runs.values()
-                if (r.tree, r.seed, r.steps) == (tree, seed, steps) and r.trains]
+        return [r for r in self._state.alike.get((tree, steps), ()) if r.seed == seed and r.trains]
 
     def result(self, tree: str, seed: int, steps: int) -> Result | None:
         """The result of this very run; machine faults do not count."""
@@ -55,13 +54,13 @@ class Bank:
     def failed(self, commit: str) -> set[int]:
         """Seeds on which ``commit`` at the tip's steps failed by its own fault."""
         tree, steps = self.tree(commit), self.tip_steps
-        return {run.seed for run in self._state.runs.values() if (run.tree, run.steps) == (tree, steps) and run.trains
+        return {run.seed for run in self._state.alike.get((tree, steps), ()) if run.trains
                 and (found := self._state.results.get(run.id)) and found.fault not in (None, "infra")}
 
     def tries(self, run: Run) -> int:
         """Starts of this run that the machine failed (a stop is no failure)."""
-        alike = [r.id for r in self._state.runs.values()
-                 if (r.tree, r.seed, r.steps, r.purpose) == (run.tree, run.seed, run.steps, run.purpose)]
+        alike = [r.id for r in self._state.alike.get((run.tree, run.steps), ())
+                 if (r.seed, r.purpose) == (run.seed, run.purpose)]
         results = [self._state.results[name] for name in alike if name in self._state.results]
         return sum(r.fault == "infra" and r.message != "stopped" for r in results)
 
@@ -71,7 +70,7 @@ class Bank:
         Raises UserError when the two runs of a pair have different fingerprints: they are never compared.
         """
         pairs = []
-        asked_again = audits.audited(self._state)
+        asked_again = self._state.audited
         for seed in seeds:
             old, new = self.incumbent(seed), self.result(candidate.tree, seed, steps)
             if old is not None and old.fault:
@@ -90,7 +89,7 @@ class Bank:
     def at_start(self) -> list[Result]:
         """Good results of the start commit at its own steps: what a run may cost is measured on them."""
         tree, steps = self.tree(self._site.start), int(self._state.campaign["steps"])
-        return [result for run in self._state.runs.values() if (run.tree, run.steps) == (tree, steps) and run.trains
+        return [result for run in self._state.alike.get((tree, steps), ()) if run.trains
                 and (result := self._state.results.get(run.id)) is not None and not result.fault and result.scores]
 
     def values(self, result: Result) -> dict[str, float]:

@@ -24,7 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypedDict
 
-from agent import audits, charge, guards, merge, report, runs
+from agent import audits, charge, git, guards, merge, report, runs
 from agent.bank import Bank
 from agent.config import Config
 from agent.drafts import Answer, Draft, Drafts, Refusal
@@ -158,6 +158,8 @@ class Campaign:
         """When the first candidate was tried, by this process's clock."""
         self.first_number = 0
         self.rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
+        self.pooled = Pooled(2 * self.rule.floor**2, 2), 0
+        """Paired differences of the attempts judged so far, and how many attempts that were."""
 
     @property
     def state(self) -> State:
@@ -203,21 +205,23 @@ class Campaign:
             merge.complete_merge(self.site.repo, pending)
             self.ledger.append("merge", pending)
         ended = [(run_, result) for run_ in self.state.open_runs if (result := self.slots.attach(run_)) is not None]
+        refs = git.refs(self.site.repo)
         for attempt in list(self.state.attempts.values()):
-            self.end(attempt)
+            self.end(attempt, refs)
+        self.tidy()
         for attempt in list(self.state.attempts.values()):
             if attempt.verdict is None:
                 self.retry(attempt)
         self.absorb(ended)
 
-    def end(self, attempt: Attempt) -> None:
-        """What a verdict asks for, where the earlier process died between the two."""
+    def end(self, attempt: Attempt, refs: set[str]) -> None:
+        """What a verdict asks for, where the earlier process died between the two. ``refs``: those that there are."""
         candidate, verdict = attempt.candidate, attempt.verdict
         if candidate is None or verdict is None or attempt.merge is not None:
             return
         if verdict.outcome == "accepted":
             self.accept(attempt, candidate, verdict)
-        else:
+        elif merge.REFUSED + candidate.id not in refs or f"refs/heads/{candidate.branch}" in refs:
             self.refuse(attempt, candidate, verdict)
 
     def retry(self, attempt: Attempt) -> None:
@@ -672,8 +676,8 @@ class Campaign:
     def screening_seeds(self, count: int) -> list[int]:
         """``count`` seeds to compare with the tip on: those on which it was certified, then the first ones."""
         tree, steps, first = self.bank.tree(self.state.tip), self.bank.tip_steps, self.site.config.seeds.first
-        found = [run_.seed for run_ in self.state.runs.values() if (run_.tree, run_.steps) == (tree, steps)
-                 and run_.purpose == "pair" and run_.seed >= first + SEEDS_APART]
+        found = [run_.seed for run_ in self.state.alike.get((tree, steps), ())
+                 if run_.purpose == "pair" and run_.seed >= first + SEEDS_APART]
         return self.usable([*found, *range(first, first + count + len(self.bank.failed(self.state.tip)))], count)
 
     def fresh_seeds(self, trial: Trial) -> list[int]:
@@ -698,10 +702,11 @@ class Campaign:
 
     def noise(self) -> float:
         """Usual sd of a paired difference on the selecting split: the floor, until attempts have shown their own."""
-        known = Pooled(2 * self.rule.floor**2, 2)
-        for attempt in self.state.attempts.values():
-            if attempt.verdict is not None:
-                known = known.plus([pair.effect(self.rule.select) for pair in attempt.verdict.pairs if not pair.fault])
+        known, counted = self.pooled
+        for attempt in self.state.judged[counted:]:
+            assert attempt.verdict is not None
+            known = known.plus([pair.effect(self.rule.select) for pair in attempt.verdict.pairs if not pair.fault])
+        self.pooled = known, len(self.state.judged)
         return known.sd
 
     def complete(self, needs: list[Need]) -> list[Result]:
@@ -757,10 +762,11 @@ class Campaign:
 
     def duplicate_of(self, candidate: Candidate, attempt: Attempt) -> str:
         """Id of an earlier attempt with the same change, or an empty string."""
-        for other in self.state.attempts.values():
-            if other.number < attempt.number and other.candidate is not None and (
-                    other.candidate.patch.normalised_hash == candidate.patch.normalised_hash):
-                return other.proposal.id
+        change = candidate.patch.normalised_hash
+        for name in self.state.changes.get(change, ()):
+            other = self.state.attempts[name]  # which may have been mended into another change since
+            if other.number < attempt.number and other.candidate and other.candidate.patch.normalised_hash == change:
+                return name
         return ""
 
     def conditions(self, attempt: Attempt, verdict: Verdict) -> merge.Conditions:

@@ -364,6 +364,11 @@ def resolve(repo: Path, name: str, kind: str = "commit", bare: bool = True) -> s
         return None
 
 
+def refs(repo: Path) -> set[str]:
+    """Full names of all refs."""
+    return set(run(repo, "for-each-ref", "--format=%(refname)").decode().split())
+
+
 def update_ref(repo: Path, ref: str, new: str, old: str | None, bare: bool = True) -> None:
     """Move ``ref`` from ``old`` to ``new`` in one step. Empty ``new`` deletes, empty ``old``: must not exist yet,
     None: whatever it is. Raises RefMoved when the ref is not at ``old``."""

@@ -75,6 +75,18 @@ class State:
     promotions: list[Promotion] = field(default_factory=list)
     """Made after the campaign, by `ratchet promote`; one for each preset and budget, the newest."""
     notes: list[str] = field(default_factory=list)
+    alike: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
+    """Runs by tree and steps: how the bank finds them among ten thousand candidates."""
+    audited: dict[str, Result] = field(default_factory=dict)
+    """Result of the audit by id of the audited run; machine faults do not count."""
+    changes: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of the attempts that made a change, by its normalised hash."""
+    judged: list[Attempt] = field(default_factory=list)
+    """Attempts with a verdict, in the order of their verdicts."""
+    trained: int = 0
+    """Training runs of full length that were started."""
+    longest: float = 0.0
+    """Seconds of the longest run that gave a score."""
     first_time: str = ""
     last_time: str = ""
 
@@ -115,11 +127,17 @@ class State:
             candidate = from_json(Candidate, data)
             attempt = self.attempts[candidate.id]
             attempt.candidate, attempt.preflight = candidate, None
+            made = self.changes.setdefault(candidate.patch.normalised_hash, [])
+            if candidate.id not in made:
+                made.append(candidate.id)
         elif event == "preflight":
             preflight = from_json(Preflight, data)
             self.attempts[preflight.candidate].preflight = preflight
         elif event == "run_started":
             run = from_json(Run, data)
+            if run.id not in self.runs:
+                self.alike.setdefault((run.tree, run.steps), []).append(run)
+                self.trained += run.trains
             self.runs[run.id] = run
             self.results.pop(run.id, None)
             if run.candidate in self.attempts:
@@ -129,12 +147,18 @@ class State:
         elif event == "run_finished":
             result = from_json(Result, data)
             self.results[result.id] = result
+            ended = self.runs.get(result.id)
+            if ended is not None and ended.purpose == "audit" and result.fault != "infra":
+                self.audited[ended.audits] = result
+            if result.scores:
+                self.longest = max(self.longest, result.seconds)
         elif event == "certify":
             self.certifications.append(from_json(Certification, data))
         elif event == "verdict":
             verdict = from_json(Verdict, data)
             judged = self.attempts[verdict.candidate]
             judged.verdict, judged.ended = verdict, time
+            self.judged.append(judged)
         elif event == "merge_intent":
             self.pending_merge = from_json(Merge, data)
         elif event == "merge":

@@ -6,7 +6,7 @@ import dataclasses
 import os
 import shlex
 import time
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,21 +26,21 @@ POLLS = 160
 
 
 def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: int, device: str,
-            candidate: str | None, known: set[str]) -> Run:
+            candidate: str | None, known: Collection[str]) -> Run:
     """A run with an id that says what it is: ``<tree>-s<seed>-n<steps>``, with a counter when it is a repeat."""
     name = new_name(f"{commit_tree[:12]}-{'preflight' if purpose == 'preflight' else f's{seed}-n{steps}'}", known)
     splits = {"preflight": (), "final": ("final",)}.get(purpose, ("val", "confirm"))
     return Run(name, purpose, commit_tree, seed, steps, device, f"jobs/{name}", candidate, splits)
 
 
-def audit_of(run: Run, known: set[str], device: str = "") -> Run:
+def audit_of(run: Run, known: Collection[str], device: str = "") -> Run:
     """The audit of ``run``, on its own device unless another is given, as ``<run>-audit``."""
     name = new_name(f"{run.id}-audit", known)
     return dataclasses.replace(run, id=name, purpose="audit", folder=f"jobs/{name}", audits=run.id,
                                device=device or run.device)
 
 
-def new_name(stem: str, known: set[str]) -> str:
+def new_name(stem: str, known: Collection[str]) -> str:
     """``stem``, with a counter if that is known already."""
     name, count = stem, 1
     while name in known:
@@ -70,6 +70,8 @@ def forget_weights(site: Site, runs: Iterable[Run]) -> None:
 
 def compile_cache(site: Site, state: State) -> Path | None:
     """Compiled kernels left by the first incumbent's first run, which every later run may start from."""
+    if not site.on_gpus or state.campaign.get("previous"):
+        return None
     for run in state.runs.values():
         place = site.folder / run.folder / "compile_cache"
         if keeps_cache(site, state, run) and run.id in state.results and place.exists():

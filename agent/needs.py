@@ -48,7 +48,7 @@ class Needs:
     def known(self, need: Need) -> Result | None:
         """What is known already of the run or audit that is needed."""
         if need.purpose == "audit":
-            return audits.audited(self.ledger.state).get(need.audits)
+            return self.ledger.state.audited.get(need.audits)
         return self.bank.result(self.bank.tree(need.commit), need.seed, need.steps)
 
     def on_its_way(self, need: Need) -> bool:
@@ -62,7 +62,7 @@ class Needs:
 
     def start(self, need: Need, device: str, candidate: str | None) -> None:
         """Intent line, then the job."""
-        known = set(self.ledger.state.runs)
+        known = self.ledger.state.runs.keys()
         if need.purpose == "audit":
             run_ = audit_of(self.ledger.state.runs[need.audits], known, device)
             job = self._audit_job(run_)

@@ -31,7 +31,7 @@ class Spending:
 
     @property
     def used_runs(self) -> int:
-        return sum(r.trains for r in self.state.runs.values())
+        return self.state.trained
 
     def final_pairs(self) -> int:
         """Pairs for the final number: as configured, or what the budget of runs has left. Those of a night that
@@ -46,6 +46,5 @@ class Spending:
         """Whether what is left until the end is needed for the final pairs."""
         if self.until is None:
             return False
-        longest = max((r.seconds for r in self.state.results.values() if r.scores), default=0.0)
         rounds = -(-2 * self.site.config.judge.final_pairs // len(self.site.devices)) + 1
-        return now + datetime.timedelta(seconds=longest * rounds) >= self.until
+        return now + datetime.timedelta(seconds=self.state.longest * rounds) >= self.until

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from agent import audits, cli, git, tiny
+from agent import cli, git, tiny
 from agent.ledger import Attempt, State, events, replay
 from agent.recompute import recompute
 from agent.records import Edit
@@ -221,7 +221,7 @@ def test_what_advances_and_what_is_merged_was_audited_first(night: tuple[Path, s
                                                             ) -> None:
     folder = only_run(night[0] / "runs")
     state = load(folder)
-    asked_again = audits.audited(state)
+    asked_again = state.audited
     for name, a in by_name(state).items():
         assert a.verdict is not None
         runs = [pair.candidate_run for pair in a.verdict.pairs if not pair.fault]
