@@ -18,11 +18,13 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import datetime
 import itertools
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 import threading
@@ -34,11 +36,11 @@ from typing import Any
 
 import psutil
 
-from agent import tiny
+from agent import git, merge, tiny
 from agent.bench_ground import Say, count, scratch
 from agent.bench_training import Finding
 from agent.errors import UserError
-from agent.ledger import State, replay
+from agent.ledger import Ledger, replay
 from agent.scripted import Delay, Fixed, ScriptedModel, Status
 from agent.scripted import Say as Reply
 
@@ -59,6 +61,8 @@ class Case:
     slots: int
     candidates: int
     least_busy: float
+    history: int = 0
+    """Finished candidates that the ledger holds already."""
 
 
 FIRST = Case("replies of 10 s", 10, 10, 1, 12, BUSY)
@@ -72,12 +76,13 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--train", type=float, default=10.0, help="seconds of a training run of your own case")
     parser.add_argument("--slots", type=count, default=1, help="slots of your own case")
     parser.add_argument("--candidates", type=count, default=12, help="candidates of your own case")
+    parser.add_argument("--history", type=int, default=0, help="finished candidates in the ledger of your own case")
 
 
 def pipeline(options: argparse.Namespace, say: Callable[[str], None]) -> Finding:
     """The cases one after the other, on an otherwise idle machine."""
     cases = ([Case(f"replies of {options.reply:g} s", options.reply, options.train, options.slots, options.candidates,
-                   0.0)] if options.reply is not None else [FIRST, *(OTHERS if options.all else ())])
+                   0.0, options.history)] if options.reply is not None else [FIRST, *(OTHERS if options.all else ())])
     found = {}
     for case in cases:
         with scratch(options.runs, "pipeline") as folder:
@@ -106,25 +111,31 @@ def measure(case: Case, folder: Path, level: int, say: Callable[[str], None]) ->
                                         "direction": "constants", "expected_effect": None, "edits": [edit]}))
 
     with ScriptedModel([], then=answer) as model:
-        write_sleeper(folder / "target", case.train, model.base_url)
-        cores = _campaign(folder, case, level, say)
+        parallel = max(4, min(64, math.ceil(case.slots * case.reply / case.train) + 1))
+        write_sleeper(folder / "target", case.train, model.base_url, parallel)
+        ledger = folder / "runs" / "sleep" / "ledger.jsonl"
+        if case.history:
+            _campaign(folder, case, level, say, stop=True)
+            lengthen(ledger, case.history)
+        cores, seconds = _campaign(folder, case, level, say)
     orphans = sum(str(folder) in " ".join(process.info["cmdline"] or ()) for process in
                   psutil.process_iter(["cmdline"]))
-    state, _ = replay(folder / "runs" / "sleep" / "ledger.jsonl")
-    found = account(state, folder / "runs" / "sleep" / "ledger.jsonl", case)
-    return found | {"controller_cores": cores, "orphans": orphans,
+    found = account(ledger, case)
+    return found | {"controller_cores": cores, "controller_s": cores * seconds / max(1, found["candidates"]),
+                    "history": case.history, "orphans": orphans,
                     "ok": found["busy"] >= case.least_busy and not orphans and (
                         not case.least_busy or case.train < case.reply / 2
                         or found["overhead_s"] <= PER_CANDIDATE)}
 
 
-def account(state: State, ledger: Path, case: Case) -> dict[str, Any]:
-    """Where the slots' time went, from the ledger alone."""
-    started, ended = _times(ledger)
-    judged = [a for a in state.attempts.values() if a.verdict and a.verdict.pairs]
+def account(ledger: Path, case: Case) -> dict[str, Any]:
+    """Where the slots' time went since the campaign went on, from the ledger alone."""
+    state, _ = replay(ledger)
+    started, ended, begun = _times(ledger)
+    judged = [a for a in state.attempts.values() if a.verdict and a.verdict.pairs and _moment(a.ended) >= begun]
     told = {name for a in judged if a.verdict for pair in a.verdict.pairs
             for name in (pair.candidate_run, pair.incumbent_run)}
-    trained = [r for r in state.runs.values() if r.purpose in ("pair", "baseline")]
+    trained = [r for r in state.runs.values() if r.purpose in ("pair", "baseline") and started[r.id] >= begun]
     first = min(started[r.id] for r in trained if r.purpose == "pair")
     last = max(_moment(a.ended) for a in judged)
     counted = [r for r in trained if started[r.id] >= first - 0.001 and ended.get(r.id, math.inf) <= last + 0.001]
@@ -136,7 +147,30 @@ def account(state: State, ledger: Path, case: Case) -> dict[str, Any]:
             "wall_s": last - first, "slots": case.slots, "reply_s": case.reply, "train_s": case.train}
 
 
-def write_sleeper(folder: Path, seconds: float, base_url: str) -> None:
+def lengthen(ledger: Path, wanted: int) -> None:
+    """Add ``wanted`` copies of the first judged candidate, each with a change, a tiny run and a run of its own."""
+    state, _ = replay(ledger)
+    attempt = next(a for a in state.attempts.values() if a.verdict and a.candidate and a.preflight and a.verdict.pairs)
+    candidate, verdict = attempt.candidate, attempt.verdict
+    assert candidate is not None and verdict is not None and attempt.preflight is not None
+    with contextlib.closing(Ledger(ledger)) as written:
+        for number in range(wanted):
+            name = f"old-{number:06d}"
+            patch = dataclasses.replace(candidate.patch, normalised_hash=name)
+            written.append("proposal", dataclasses.replace(attempt.proposal, id=name, title=name))
+            written.append("candidate", dataclasses.replace(candidate, id=name, tree=name, patch=patch))
+            written.append("preflight", dataclasses.replace(attempt.preflight, candidate=name))
+            for run in attempt.runs:
+                written.append("run_started", dataclasses.replace(run, id=f"{name}-{run.id}", tree=name,
+                                                                  candidate=name))
+                written.append("run_finished", dataclasses.replace(state.results[run.id], id=f"{name}-{run.id}"))
+            written.append("verdict", dataclasses.replace(verdict, candidate=name))
+    repo, kept = ledger.parent / "repo.git", candidate.head  # each old one has a refused ref, as if it had been run
+    git.run(repo, "update-ref", "--stdin", stdin="".join(
+        f"create {merge.REFUSED}old-{number:06d} {kept}\n" for number in range(wanted)).encode())
+
+
+def write_sleeper(folder: Path, seconds: float, base_url: str, parallel: int) -> None:
     """A target whose run of 100 steps sleeps for ``seconds``, and whose model answers at ``base_url``."""
     tiny.write_repository(folder, {
         "settings.py": "WORSE = 0\n",
@@ -170,11 +204,15 @@ final_pairs = 2
 base_url = "{base_url}"
 name = "stub"
 repairs = 0
+parallel = {parallel}
 """})
 
 
-def _campaign(folder: Path, case: Case, level: int, say: Say) -> float:
-    """A campaign in a process of its own. Returns the cores that it used, its jobs not counted. Raises UserError."""
+def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False) -> tuple[float, float]:
+    """A campaign in a process of its own; ``stop``: until its first verdict.
+
+    Returns (cores that it used, its jobs not counted; wall seconds). Raises UserError.
+    """
     command = [sys.executable, "-m", "agent.cli", "run", str(folder / "target"), "--name", "sleep", "--slots",
                str(case.slots), "--level", str(level), "--unconfined", "--proposer", "llm", "--runs",
                str(folder / "runs")]
@@ -191,25 +229,31 @@ def _campaign(folder: Path, case: Case, level: int, say: Say) -> float:
             say(f"{case.name}: {lines[-1]}")
             with contextlib.suppress(psutil.Error):
                 used = sum(watched.cpu_times()[:2])
-        if process.wait():
+            if stop and "  rejected  " in line:
+                process.send_signal(signal.SIGINT)
+        if process.wait() not in ((0, 130) if stop else (0,)):
             raise UserError(f"The campaign ended with exit code {process.returncode}.", " ".join(lines[-3:]))
     finally:
         process.kill()
         process.wait()
-    return used / (time.monotonic() - begun)
+    seconds = time.monotonic() - begun
+    return used / seconds, seconds
 
 
-def _times(ledger: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """(start, end) of each run by its id, in seconds since the epoch, as the ledger has them."""
+def _times(ledger: Path) -> tuple[dict[str, float], dict[str, float], float]:
+    """(start of each run by its id, end of each, start of the last process), in seconds since the epoch."""
     started: dict[str, float] = {}
     ended: dict[str, float] = {}
+    begun = 0.0
     for line in ledger.read_text(encoding="utf-8").splitlines():
         event = json.loads(line)
         if event["event"] == "run_started":
             started[event["data"]["id"]] = _moment(event["t"])
         elif event["event"] == "run_finished":
             ended[event["data"]["id"]] = _moment(event["t"])
-    return started, ended
+        elif event["event"] == "started":
+            begun = _moment(event["t"])
+    return started, ended, begun
 
 
 def _moment(text: str) -> float:
