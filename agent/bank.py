@@ -28,8 +28,10 @@ class Bank:
 
     @property
     def tip_steps(self) -> int:
-        """Steps of the incumbent's runs: those that its candidate was charged."""
+        """Steps of the incumbent's runs: those that its candidate was charged, or its removal granted."""
         start = int(self._state.campaign["steps"])
+        if self._state.removals:
+            return self._state.removals[-1].steps
         if not self._state.merges:
             return start
         merged = self._state.attempts[self._state.merges[-1].candidate]

@@ -34,7 +34,7 @@ from agent.judge import SCREENS, Rule, Ruling, Standing, estimate, judge, rule_o
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
-from agent.opening import Opened, Options, choose_folder, open_campaign
+from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
 from agent.patch import build
 from agent.policy import PatchRefused
 from agent.preflight import preflight
@@ -46,6 +46,7 @@ from agent.records import (
     Fault,
     Gain,
     Guard,
+    Merge,
     Pair,
     Proposal,
     Result,
@@ -202,7 +203,7 @@ class Campaign:
         """Finish what an earlier process began: a merge, live jobs, candidates without a verdict."""
         pending = self.state.pending_merge
         if pending is not None:
-            merge.complete_merge(self.site.repo, pending)
+            self.move_branch(pending)
             self.ledger.append("merge", pending)
         ended = [(run_, result) for run_ in self.state.open_runs if (result := self.slots.attach(run_)) is not None]
         refs = git.refs(self.site.repo)
@@ -601,13 +602,23 @@ class Campaign:
         prepared = merge.prepare_merge(self.site.repo, candidate, attempt.proposal, verdict, self.state.tip,
                                        self.conditions(attempt, verdict), self.clock())
         self.ledger.append("merge_intent", prepared)
-        merge.complete_merge(self.site.repo, prepared)
+        self.move_branch(prepared)
         self.ledger.append("merge", prepared)
         forget_weights(self.site, attempt.runs)
         others, self.trials = self.trials, []
         for other in others:
             self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
             self.build(self.state.attempts[other.id], other.repairs)
+
+    def move_branch(self, merged: Merge) -> None:
+        """The compare-and-swap of a merge. Raises UserError when somebody moved the branch meanwhile."""
+        try:
+            merge.complete_merge(self.site.repo, merged)
+        except git.RefMoved:
+            elsewhere = moved_branch(self.state, self.site.repo)
+            if elsewhere is None:
+                raise
+            raise elsewhere from None
 
     def check_charge(self, trial: Trial) -> None:
         """Void a run that cost far more than the tiny run promised; grant fewer steps, and refuse it if that repeats.

@@ -119,7 +119,8 @@ def status_command(name: NameArgument = "", as_json: JsonOption = False, folder:
 def log_command(name: NameArgument = "", folder: RunsOption = RUNS) -> None:
     """One line an attempt, newest last."""
     _, state = _load(folder, name)
-    _print([view.log_line(row) for row in view.rows(state)] or ["no attempts yet"])
+    from agent import audit_view
+    _print([*([view.log_line(row) for row in view.rows(state)] or ["no attempts yet"]), *audit_view.lines(state)])
 
 
 @app.command("show")
@@ -127,16 +128,21 @@ def show_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="Id or
                  name: NameOption = "", folder: RunsOption = RUNS) -> None:
     """Everything on one attempt: hypothesis, diff, preflight, pairs, verdict, logs."""
     place, state = _load(folder, name)
-    _print(view.show_lines(state, view.find(state, wanted), str(place)))
+    from agent import audit_view
+    attempt = view.find(state, wanted)
+    _print([*view.show_lines(state, attempt, str(place)), *audit_view.of_attempt(state, attempt)])
 
 
 @app.command("recompute")
-def recompute_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="Id or number of an attempt.")],
+def recompute_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="Id or number of an attempt, or audit-N "
+                                                            "for the removal of a closing audit.")],
                       name: NameOption = "", folder: RunsOption = RUNS) -> None:
     """Do the sums of a verdict again from the runs in the ledger, and compare them with what was written."""
     from agent import recompute
     place, state = _load(folder, name)
-    found = recompute.recompute(state, view.find(state, wanted), place.resolve() / "repo.git")
+    repo = place.resolve() / "repo.git"
+    found = (recompute.removal(state, wanted, repo) if wanted.startswith("audit-") else
+             recompute.recompute(state, view.find(state, wanted), repo))
     _print(recompute.lines(found))
     raise typer.Exit(0 if all(figure.same for figure in found) else 1)
 
@@ -184,6 +190,35 @@ def export_command(
         _print([*map(str, series.patches), str(series.bundle),
                 "apply them at the root of the repository with:  git am "
                 + str(series.patches[0].parent.resolve() / "*.patch")])
+
+
+@app.command("audit")
+def audit_command(
+    name: NameArgument = "",
+    pairs: Annotated[int | None, typer.Option("--pairs", min=2, metavar="N", show_default=False, help="Fresh pairs a "
+                                              "merge at most; 8 if left out.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would be trained.")] = False,
+    slots: SlotsOption = None, level: LevelOption = 3, unconfined: UnconfinedOption = False,
+    as_json: JsonOption = False, folder: RunsOption = RUNS,
+) -> None:
+    """Close a finished run: take each merge out of the tip again, and remove what the tip can do without."""
+    from rich.console import Console
+
+    from agent import audit_view, closing
+    from agent.opening import Options
+    from agent.screen import open_screen
+    place = runs.resolve(folder, name).resolve()
+    if dry_run:
+        drawn, most, _ = closing.dry(place, pairs)
+        _print([json.dumps({"runs_at_most": most, "pairs": drawn.pairs, "commits": len(drawn.commits)})] if as_json
+               else audit_view.dry_lines(drawn, most))
+        return
+    facts = replay(place / runs.LEDGER)[0].campaign
+    options = Options(Path(facts["target"]), preset=str(facts["preset"]), slots=slots, max_level=level,
+                      unconfined=unconfined, runs=folder)
+    with open_screen(Console(highlight=False, stderr=as_json)) as screen, _end_like_ctrl_c():
+        state = closing.audit(options, place.name, pairs, screen)
+    _print([json.dumps(audit_view.facts(state), allow_nan=False)] if as_json else audit_view.lines(state))
 
 
 @app.command("doctor")

@@ -327,18 +327,6 @@ def commit_tree(
     return _line(run(repo, "commit-tree", tree, *above, stdin=message.encode("utf-8"), environment=variables))
 
 
-def leave_out(repo: Path, tip: str, merged: str, when: datetime.datetime | None = None) -> str | None:
-    """Tree of ``tip`` without what its ancestor ``merged`` changed: git's three-way merge of the tip with a revert of
-    it. None where later commits changed the same lines."""
-    undone = commit_tree(repo, resolve(repo, f"{merged}^", "tree") or "", (merged,), "Leave out", when)
-    try:
-        return _line(run(repo, "merge-tree", "--write-tree", tip, undone))
-    except GitError as error:
-        if error.status == 1:  # conflicts; above it git itself failed
-            return None
-        raise
-
-
 def diff(repo: Path, a: str, b: str, prefix: str = "") -> str:
     """Unified diff of two trees or commits, paths relative to ``prefix``; renames as delete and add, never coloured."""
     scope = [f"--relative={prefix}/"] if prefix else []
@@ -354,6 +342,43 @@ def diff_raw(repo: Path, a: str, b: str) -> list[Change]:
         old_mode, new_mode, old_sha, new_sha, status = head.removeprefix(":").split(" ")
         found.append(Change(path, old_mode, new_mode, old_sha, new_sha, status))
     return found
+
+
+def history(repo: Path, start: str, tip: str) -> list[tuple[str, str, str]]:
+    """(commit, its first parent, subject) from after ``start`` to ``tip`` along first parents, oldest first.
+
+    Raises GitError when ``start`` is not on that line.
+    """
+    out = run(repo, "log", "--first-parent", "--reverse", "-z", "--format=%H%x09%P%x09%s", f"{start}..{tip}")
+    found = []
+    for line in _fields(out):
+        commit, parents, subject = line.split("\t", 2)
+        found.append((commit, parents.split(" ")[0], subject))
+    below = found[0][1] if found else tip
+    if below != start:
+        raise GitError(("log", f"{start}..{tip}"), 0, f"{start[:12]} is not below {tip[:12]}")
+    return found
+
+
+def without(repo: Path, tip: str, commits: Iterable[str]) -> str | None:
+    """The tree of ``tip`` with the changes of ``commits`` (each on its first-parent line) taken out; None where later
+    changes touch the same lines.
+
+    A three-way merge for each: the commit is the base, its parent's tree the other side. That side is made a commit on
+    top of the base, so that git finds this very base (``merge-tree --merge-base`` needs git 2.40).
+    """
+    tree = resolve(repo, tip, "tree")
+    for commit in commits:
+        undone = commit_tree(repo, f"{commit}~1^{{tree}}", (commit,), "undone", _IMPORT_DATE)
+        ours = commit_tree(repo, str(tree), (tip,), "ours", _IMPORT_DATE)
+        try:
+            tree = _line(run(repo, "merge-tree", "--write-tree", "--no-messages", ours, undone,
+                             settings={"merge.renames": "false"}))
+        except GitError as error:
+            if error.status != 1:  # 1: conflicts
+                raise
+            return None
+    return tree
 
 
 def resolve(repo: Path, name: str, kind: str = "commit", bare: bool = True) -> str | None:

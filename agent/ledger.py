@@ -17,13 +17,17 @@ from typing import Any, Literal
 
 from agent.errors import UserError
 from agent.records import (
+    Ablation,
     Candidate,
     Certification,
+    Closing,
     Gain,
     Merge,
+    Plan,
     Preflight,
     Promotion,
     Proposal,
+    Removal,
     Result,
     Run,
     Verdict,
@@ -34,6 +38,7 @@ from agent.records import (
 Event = Literal[
     "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "certify", "verdict",
     "merge_intent", "merge", "gain", "note", "stopped", "finished", "promotion",
+    "audit", "ablation", "removal_intent", "removal", "audited",
 ]
 Clock = Callable[[], datetime.datetime]
 
@@ -74,6 +79,13 @@ class State:
     gain: Gain | None = None
     promotions: list[Promotion] = field(default_factory=list)
     """Made after the campaign, by `ratchet promote`; one for each preset and budget, the newest."""
+    plans: list[Plan] = field(default_factory=list)
+    """Closing audits that were begun."""
+    ablations: list[Ablation] = field(default_factory=list)
+    removals: list[Removal] = field(default_factory=list)
+    pending_removal: Removal | None = None
+    closings: list[Closing] = field(default_factory=list)
+    """Closing audits that came to their end."""
     notes: list[str] = field(default_factory=list)
     alike: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
     """Runs by tree and steps: how the bank finds them among ten thousand candidates."""
@@ -172,10 +184,28 @@ class State:
             promotion = from_json(Promotion, data)
             kept = [known for known in self.promotions if (known.there, known.tip) != (promotion.there, promotion.tip)]
             self.promotions = [*kept, promotion]
+        elif event in ("audit", "ablation", "removal_intent", "removal", "audited"):
+            self._audit(event, data)
         elif event == "note":
             self.notes.append(str(data["text"]))
         elif event in ("stopped", "finished"):
             self.phase = "stopped" if event == "stopped" else "finished"
+
+    def _audit(self, event: str, data: dict[str, Any]) -> None:
+        """Events of a closing audit. From its plan on, the tip is what the accepted branch really holds."""
+        if event == "audit":
+            self.plans.append(from_json(Plan, data))
+            self.tip = self.plans[-1].tip
+        elif event == "ablation":
+            self.ablations.append(from_json(Ablation, data))
+        elif event == "removal_intent":
+            self.pending_removal = from_json(Removal, data)
+        elif event == "removal":
+            removal = from_json(Removal, data)
+            self.removals.append(removal)
+            self.tip, self.pending_removal = removal.new_tip, None
+        else:
+            self.closings.append(from_json(Closing, data))
 
 
 class Ledger:

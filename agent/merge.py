@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import git, guards
-from agent.records import Candidate, Merge, Pair, Proposal, Tier, Verdict
+from agent.records import Ablation, Candidate, Merge, Pair, Proposal, Removal, Tier, Verdict
 
 REFUSED = "refs/ratchet/refused/"
 SUBJECT_WIDTH, BODY_WIDTH = 72, 80
@@ -67,7 +67,34 @@ def prepare_merge(
     return Merge(candidate.id, old_tip, commit, candidate.tree, text.split("\n", 1)[0])
 
 
-def complete_merge(repo: Path, merge: Merge, ref: str = git.ACCEPTED) -> None:
+def prepare_removal(
+    repo: Path, found: Ablation, titles: list[str], old_tip: str, steps: int, conditions: Conditions,
+    when: datetime.datetime | None = None,
+) -> Removal:
+    """The commit, as an object, that takes ``found.commits`` out of the tip again: its tree is the tree that was
+    measured without them. No ref moves. Raises MergeRefused when the audit did not decide so."""
+    if found.outcome != "remove" or not found.tree:
+        raise MergeRefused(f"the audit's decision on {', '.join(c[:12] for c in found.commits)} is {found.outcome}")
+    what = f'Remove "{titles[0]}"' if len(titles) == 1 else f"Remove {len(titles)} changes"
+    trailers = {
+        "Metric": f"{conditions.metric} ({conditions.direction})", **removal_figures(found),
+        "Budget": conditions.budget, "Device": conditions.device, "Isolation": f"level {conditions.isolation}",
+        "Tier": conditions.tier, "Run-Id": f"{conditions.campaign}/audit-{found.audit}"}
+    removes = "\n".join(f"Removes: {commit}" for commit in found.commits)
+    body = ["The closing audit trained the tip with and without this on fresh seeds." if len(titles) == 1 else
+            "The closing audit trained the tip with and without these together on fresh seeds: "
+            + "; ".join(titles) + ".", f"Measured: {found.reason}."]
+    text = _compose(subject(what), body, trailers).rstrip("\n") + f"\n{removes}\n"
+    commit = git.commit_tree(repo, found.tree, (old_tip,), text, when)
+    return Removal(found.audit, old_tip, commit, found.tree, steps, found.commits, text.split("\n", 1)[0])
+
+
+def removal_figures(found: Ablation) -> dict[str, str]:
+    """The trailers of a removal that follow from the runs alone. Effects are "without it" minus the tip."""
+    return figures(Verdict("", "accepted", "judge", found.reason, None, found.estimate, found.pairs, found.evidence))
+
+
+def complete_merge(repo: Path, merge: Merge | Removal, ref: str = git.ACCEPTED) -> None:
     """Move ``ref`` from the old tip to the new one. Done already: success. Raises git.RefMoved when it is elsewhere."""
     if git.resolve(repo, merge.new_tip, "tree") != merge.tree:
         raise MergeRefused(f"{merge.new_tip[:12]} does not hold the tree that was measured")

@@ -85,6 +85,9 @@ class Needs:
     def _audit_job(self, run_: Run) -> Job:
         """A candidate is compared with the incumbent, and all are held to what the incumbent's first run showed."""
         audited = self.ledger.state.runs[run_.audits]
-        incumbent = self.bank.place(self.ledger.state.tip, run_.seed, self.bank.tip_steps) if run_.candidate else None
+        compared = run_.candidate or audited.purpose == "ablation"
+        incumbent = self.bank.place(self.ledger.state.tip, run_.seed, self.bank.tip_steps) if compared else None
+        if incumbent is not None and incumbent.id == audited.id:
+            incumbent = None
         allowed = audits.WIDEST if audited.purpose == "baseline" else audits.tolerance(self.ledger.state)
         return audit_job(self.site, run_, audited, self.site.source(run_.tree), allowed, incumbent)

@@ -165,6 +165,32 @@ def _check_box(level: int | None, refuse: bool, folder: Path | None) -> None:
                         "enter, for instance below /var/tmp.")
 
 
+def reopen_finished(options: Options, folder: Path, state: State, unread: bool, observer: Observer,
+                    at_end: contextlib.ExitStack) -> tuple[Site, Engine]:
+    """The fixed facts of a finished campaign and its engine, which ``at_end`` closes, to train more in its folder.
+
+    ``unread``: its accepted branch holds code that nobody has read. Raises UserError as a campaign does.
+    """
+    place, _, engine = _reopen(options, folder, state, observer, at_end, moved=True)
+    refuse = (unread or bool(state.campaign.get("unread", state.campaign["proposer"] != "ideas"))) and not (
+        options.unconfined or bool(state.campaign.get("unconfined")))
+    _check_box(_level(engine, place), refuse, None if engine.remote else folder)
+    return dataclasses.replace(place, least_level=int(refuse)), engine.runner
+
+
+def moved_branch(state: State, repo: Path) -> UserError | None:
+    """What to say where the accepted branch is not where the ledger says; None where it is."""
+    pending = state.pending_merge or state.pending_removal
+    known = {state.tip, *((pending.old_tip, pending.new_tip) if pending else ())}
+    found = git.resolve(repo, git.ACCEPTED)
+    if found is None or found in known:
+        return None
+    return UserError(
+        f"The accepted branch is at {found[:12]}, but the ledger says {state.tip[:12]}: somebody moved it by hand.",
+        f"Move it back:  git --git-dir {repo} update-ref {git.ACCEPTED} {state.tip[:12]}  (once the run is finished, "
+        "`ratchet audit` examines such commits)")
+
+
 def _limits(state: State, until: datetime.datetime | None, budget_runs: int | None, now: datetime.datetime,
             observer: Observer) -> tuple[datetime.datetime | None, int | None]:
     """(time, runs) to stop at: those given now, else those that the run was started with."""
@@ -186,6 +212,9 @@ def _start(options: Options, folder: Path, continued: Path | None, observer: Obs
     if continued is not None:
         before, _ = replay(continued / "ledger.jsonl")
         tip = _tip_to_continue(before, origin, observer)
+        if moved_branch(before, continued / "repo.git") is not None:
+            observer.note(f"the accepted branch of {continued.name} was moved by hand: this run starts from the tip "
+                          f"that its ledger knows; `ratchet audit {continued.name}` examines the rest")
     if origin.toplevel and git.is_dirty(git.locate(target)):
         observer.note("the target has uncommitted changes: they are left alone and not used; "
                       f"the run starts from commit {origin.start[:12]}")
@@ -214,11 +243,15 @@ def _start(options: Options, folder: Path, continued: Path | None, observer: Obs
 
 
 def _reopen(options: Options, folder: Path, state: State, observer: Observer,
-            on_failure: contextlib.ExitStack) -> tuple[Site, dict[str, Any], engines.Opening]:
+            on_failure: contextlib.ExitStack, moved: bool = False) -> tuple[Site, dict[str, Any], engines.Opening]:
+    """``moved``: the accepted branch may be elsewhere than the ledger says."""
     facts = state.campaign
     origin = Origin(Path(facts["target"]), facts["toplevel"], facts["prefix"], facts["start"], facts["previous"])
     if git.resolve(folder / "repo.git", git.ACCEPTED) is None:
         raise UserError(f"{folder / 'repo.git'} is gone or damaged.", "Start a new run:  ratchet run --name NEW")
+    elsewhere = None if moved else moved_branch(state, folder / "repo.git")
+    if elsewhere is not None:
+        raise elsewhere
     place, engine = _site(options, folder, origin, facts["preset"], facts.get("engine", "local"), observer, on_failure)
     if (place.data.corpus if place.data else "") != facts["corpus"]:
         raise UserError("The prepared data differ from those that this run was measured on.",
@@ -304,6 +337,8 @@ def _tip_steps(before: State, config: Config) -> int:
     start = before.campaign
     if (start["preset"], start["amount"], start["unit"]) != (config.preset, config.budget.amount, config.budget.unit):
         return _steps(config)
+    if before.removals:
+        return before.removals[-1].steps
     runs_ = before.attempts[before.merges[-1].candidate].runs if before.merges else []
     return next((r.steps for r in reversed(runs_) if r.purpose == "pair"), int(start["steps"]))
 

@@ -6,11 +6,12 @@ here runs the code: that it parses is all that is known of it afterwards.
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import difflib
 import hashlib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -307,3 +308,20 @@ def _check_header(line: str) -> None:
 def _only_signature(rest: list[str]) -> bool:
     """The version line that ``git format-patch`` puts under a patch."""
     return sum(1 for line in rest if line.strip()) <= 1
+
+
+def rebuilt(repo: Path, prefix: str, start: str, proposals: Sequence[Proposal], source: Source) -> str | None:
+    """Tree of ``start`` with the edits of ``proposals`` made again, one after the other; None where one does not fit.
+
+    For a tip without one of its merges: git's merge refuses neighbouring lines, on which edits by search and replace may
+    well agree.
+    """
+    base = start
+    for proposal in proposals:
+        try:
+            made = build(repo, prefix, base, dataclasses.replace(proposal, id="rebuilt"), source)
+        except PatchRefused:
+            return None
+        git.update_ref(repo, f"refs/heads/{made.branch}", "", None)
+        base = made.head
+    return git.resolve(repo, base, "tree")

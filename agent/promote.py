@@ -25,8 +25,7 @@ from agent.errors import UserError
 from agent.judge import Rule
 from agent.ledger import Ledger, State
 from agent.measure import job_of
-from agent.patch import build
-from agent.policy import PatchRefused
+from agent.patch import rebuilt
 from agent.records import Pair, Promotion, Run
 from agent.site import Site
 from sandbox.engine import LocalEngine
@@ -36,8 +35,6 @@ from sandbox.job import Job, Result, read_job, read_result
 FIRST_SEED = 1_200_000_007
 """Seeds of promotions start here: no campaign comes near, nor its final seeds (1,000,000,007 and on)."""
 LEAST_PAIRS = 2
-SCRATCH = "promotion"
-"""Name of a branch that is gone at once: candidates' names begin with a number."""
 
 Say = Callable[[str], None]
 
@@ -165,29 +162,15 @@ def _arms(place: Site, state: State, each: bool) -> tuple[dict[str, str], dict[s
     stuck = set()
     for merge in state.merges if each else ():
         titles[merge.candidate] = state.attempts[merge.candidate].proposal.title or merge.candidate
-        tree = git.leave_out(place.repo, state.tip, merge.new_tip) or _rebuilt(place, state, merge.candidate)
+        tree = git.without(place.repo, state.tip, [merge.new_tip]) or rebuilt(
+            place.repo, place.prefix, place.start, [state.attempts[other.candidate].proposal for other in state.merges
+                                                    if other.candidate != merge.candidate], place.config.source)
         if tree is None:
             stuck.add(merge.candidate)
         else:
             arms[merge.candidate] = tree
     trees = {arm: git.resolve(place.repo, f"{name}^{{tree}}", "tree") or name for arm, name in arms.items()}
     return trees, titles, stuck
-
-
-def _rebuilt(place: Site, state: State, left_out: str) -> str | None:
-    """Tree of the start with the edits of all other merges made again: git's merge refuses neighbouring lines, on which
-    edits by search and replace may well agree. None where they do not fit either."""
-    base = place.start
-    for merge in state.merges:
-        if merge.candidate != left_out:
-            proposal = dataclasses.replace(state.attempts[merge.candidate].proposal, id=SCRATCH)
-            try:
-                made = build(place.repo, place.prefix, base, proposal, place.config.source)
-            except PatchRefused:
-                return None
-            git.update_ref(place.repo, f"refs/heads/{made.branch}", "", None)
-            base = made.head
-    return git.resolve(place.repo, base, "tree")
 
 
 def _train(end: End, arms: dict[str, str], seeds: Sequence[int], say: Say) -> dict[tuple[str, int], Result]:

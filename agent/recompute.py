@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent import audits, git, merge
+from agent import ablation, audits, git, merge
 from agent.config import Config
 from agent.errors import UserError
 from agent.judge import Rule, Ruling, Standing, estimate, judge, rule_of
@@ -52,6 +52,33 @@ def recompute(state: State, attempt: Attempt, repo: Path) -> list[Figure]:
     half = len(scores) // 2
     return [Figure("Scores", f"{half} kept", f"{sum(a == b for a, b in zip(scores[:half], scores[half:], strict=True))}"
                    " kept"), Figure("Outcome", verdict.outcome, again.outcome), *found]
+
+
+def removal(state: State, wanted: str, repo: Path) -> list[Figure]:
+    """The figures of the removal that closing audit ``wanted`` (audit-N) made. Raises UserError where there is none, or
+    it was no matter of figures."""
+    done = next((one for one in state.removals if wanted == f"audit-{one.audit}"), None)
+    found = next((one for one in state.ablations if done and (one.audit, one.commits) == (done.audit, done.removes)),
+                 None)
+    plan = next((one for one in state.plans if done and one.audit == done.audit), None)
+    if done is None or found is None or plan is None or not found.pairs:
+        raise UserError(f"There is no removal {wanted} with figures in this run.", "`ratchet log` shows its audits.")
+    config = Config.model_validate(state.campaign["config"])
+    rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
+    sign = 1.0 if config.metric.direction == "min" else -1.0
+    pairs = tuple(_pair(state, pair) for pair in found.pairs)
+    alone = [one.margin for one in plan.commits if (one.commit,) == found.commits]
+    asked = ablation.Rule(plan.alpha, sum(bool(one.tree) for one in plan.commits), ablation.looks_of(plan.pairs),
+                          rule.floor)
+    decision = ablation.decide([sign * pair.effect(rule.split) for pair in pairs], alone[0] if alone else plan.margin,
+                               asked)
+    if isinstance(decision, int):
+        raise UserError(f"{wanted} has {len(pairs)} pairs, where {decision} were wanted.", "The ledger was changed.")
+    again = replace(found, pairs=pairs, estimate=estimate(pairs, replace(rule, min_effect=0.0)),
+                    evidence=decision.evidence, reason=decision.reason)
+    figures = merge.removal_figures(again)
+    return [Figure("Outcome", found.outcome, decision.outcome),
+            *(Figure(name, _trailer(repo, done.new_tip, name), text) for name, text in figures.items())]
 
 
 def lines(figures: list[Figure]) -> list[str]:

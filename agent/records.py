@@ -17,7 +17,7 @@ from sandbox.job import Fault, Result, Tier
 Author = Literal["llm", "ideas", "search", "human"]
 Stage = Literal["propose", "patch", "preflight", "measure", "judge", "merge"]
 Outcome = Literal["accepted", "rejected", "inconclusive"]
-Purpose = Literal["baseline", "preflight", "pair", "final", "audit"]
+Purpose = Literal["baseline", "preflight", "pair", "final", "audit", "ablation"]
 
 T = TypeVar("T")
 
@@ -268,10 +268,102 @@ class Promotion:
     """The whole first, then each merge that was left out on its own."""
 
 
+@dataclass(frozen=True, slots=True)
+class Examined:
+    """A commit of the accepted branch that the closing audit examines."""
+
+    commit: str
+    title: str
+    tree: str
+    """The tip without it; empty: it cannot be taken out alone."""
+    steps: int
+    """Steps granted to the tip without it."""
+    margin: float
+    """What its removal may lose, in the metric's unit."""
+    candidate: str = ""
+    """Attempt that it was merged from; empty: the ledger knows nothing of it."""
+    note: str = ""
+    """Why it cannot be taken out, or what a person should know of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """The start of a closing audit, written before its runs: it fixes seeds, looks, levels and margins."""
+
+    audit: int
+    """Number of the audit in the campaign, from 1. Its seeds follow from it."""
+    tip: str
+    steps: int
+    """Steps of the tip's runs."""
+    pairs: int
+    alpha: float
+    margin: float
+    """What several removals together may lose."""
+    commits: tuple[Examined, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Ablation:
+    """What was found of one commit of the audit, or of several together. A pair's incumbent is the tip."""
+
+    audit: int
+    commits: tuple[str, ...]
+    tree: str
+    outcome: Literal["keep", "remove", "undecided", "not separable"]
+    reason: str
+    estimate: Estimate | None = None
+    pairs: tuple[Pair, ...] = ()
+    evidence: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Removal:
+    """The accepted branch moved to a commit (of exactly the measured ``tree``) that takes ``removes`` out again."""
+
+    audit: int
+    old_tip: str
+    new_tip: str
+    tree: str
+    steps: int
+    """Steps of the new tip's runs."""
+    removes: tuple[str, ...]
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sooner:
+    """How much sooner the tip reaches the start's final training loss, over ``pairs`` seeds (agent/sooner.py)."""
+
+    pairs: int
+    reached: int
+    """Pairs in which it gets there at all; the others are in no mean."""
+    steps_saved: tuple[float, ...]
+    seconds_saved: tuple[float, ...]
+    """On the charging clock."""
+    steps: float
+    seconds: float
+    """Means of the two."""
+    steps_sd: float
+    seconds_sd: float
+    start_steps: float
+    start_seconds: float
+    """What the start's own runs took."""
+
+
+@dataclass(frozen=True, slots=True)
+class Closing:
+    """The end of a closing audit: the tip that is left, and what it is worth against the campaign's start."""
+
+    audit: int
+    tip: str
+    gain: Gain | None = None
+    sooner: Sooner | None = None
+
+
 __all__ = [
-    "Author", "Candidate", "Certification", "Cost", "Edit", "Estimate", "Fault", "Gain", "Guard", "Merge", "Outcome",
-    "Pair", "Patch", "Preflight", "Promotion", "Proposal", "Purpose", "Result", "Run", "Stage", "Tier", "Transfer",
-    "Verdict", "from_json", "to_json",
+    "Ablation", "Author", "Candidate", "Certification", "Closing", "Cost", "Edit", "Estimate", "Examined", "Fault",
+    "Gain", "Guard", "Merge", "Outcome", "Pair", "Patch", "Plan", "Preflight", "Promotion", "Proposal", "Purpose",
+    "Removal", "Result", "Run", "Sooner", "Stage", "Tier", "Transfer", "Verdict", "from_json", "to_json",
 ]
 
 

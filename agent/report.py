@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent import guards, plot, view
+from agent import audit_view, guards, plot, view
 from agent.ledger import State
 from sandbox import box
 from sandbox.job import write_atomically
@@ -41,8 +41,8 @@ def markdown(state: State) -> str:
     rows = view.rows(state)
     name = view.clean(str(state.campaign.get("name", "")))
     parts = [f"# Ratchet run {name}", _facts(state), _summary(state, rows), f"![Progress]({PLOT})",
-             _merged(state, rows), _promoted(state), _guards(state), _refused(rows, view.maximised(state)),
-             _failed(rows), _adopt(state, name), _controlled(state)]
+             _merged(state, rows), _audited(state), _promoted(state), _guards(state),
+             _refused(rows, view.maximised(state)), _failed(rows), _adopt(state, name), _controlled(state)]
     if state.notes:
         parts.append("## Notes of the run\n\n" + "\n".join(f"- {_cell(note)}" for note in state.notes))
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -96,6 +96,12 @@ def _merged(state: State, rows: list[view.Row]) -> str:
               f"{r.estimate.pairs if r.estimate else '-'} | {r.author} |" for r in merged]
     return ("## Merged, oldest first\n\n" + "\n".join(lines) + "\n\nEach effect is against the tip of its moment, on "
             "the runs that decided the merge. `ratchet show ID` gives its diff, its pairs and where its logs lie.")
+
+
+def _audited(state: State) -> str:
+    """What the closing audit found of each merge."""
+    shown = "\n".join(line.replace("`", "'") for line in audit_view.lines(state))
+    return f"## Closing audit\n\n```text\n{shown}\n```" if shown else ""
 
 
 def _promoted(state: State) -> str:

@@ -138,7 +138,7 @@ def test_a_promotion_is_kept_in_the_ledger_and_found_again(campaign: Path, edge:
     assert total.here.effect < total.there.effect < -0.3 and view.interval(total.here) in out
     assert [part.of for part in parts] == [merge.candidate for merge in state.merges]
     # the two are on neighbouring lines: git's merge cannot leave the first out, its edits made again can
-    assert git.leave_out(folder / "repo.git", state.tip, state.merges[0].new_tip) is None
+    assert git.without(folder / "repo.git", state.tip, [state.merges[0].new_tip]) is None
     for part in parts:  # two merges, so the tip without one is the other alone
         assert part.here is not None and part.here.effect < 0 and part.verdict != "not measured"
     seeds = {pair.seed for part in found.parts for pair in (*part.here_pairs, *part.there_pairs)}
@@ -211,11 +211,11 @@ def test_a_merge_is_left_out_of_a_tip_by_gits_own_merge(tmp_path: Path) -> None:
         write(*changed)
         tiny.commit(tmp_path / "t", f"Change {changed}")
         commits.append(git.run(git_dir, "rev-parse", "HEAD").decode().strip())
-    tree = git.leave_out(git_dir, commits[1], commits[0])
+    tree = git.without(git_dir, commits[1], [commits[0]])
     assert tree is not None
     text = git.run(git_dir, "show", f"{tree}:file.txt").decode()
     assert "line 3\n" in text and "line 20 changed" in text
     (tmp_path / "t/file.txt").write_text(text.replace("line 3\n", "line 3 other\n"))
     tiny.commit(tmp_path / "t", "The same line")
-    assert git.leave_out(git_dir, "HEAD", commits[0]) is None
+    assert git.without(git_dir, "HEAD", [commits[0]]) is None
     assert np.all([git.resolve(git_dir, name) for name in commits])
