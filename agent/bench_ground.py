@@ -12,9 +12,11 @@ import contextlib
 import dataclasses
 import datetime
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from agent import git, patch, resources, site
 from agent.errors import UserError
@@ -26,6 +28,7 @@ from agent.site import SPLITS, Site
 from sandbox.engine import LocalEngine
 from sandbox.job import Job, Result, read_result
 
+READY_SECONDS = 120.0
 INFRA_TRIES = 3
 """Times a run is started before the machine is blamed."""
 STEPPED = ("steps", "charged_steps")
@@ -46,6 +49,8 @@ class Wanted:
     keep_weights: bool = False
     level: int | None = None
     """Highest isolation level; None: the site's."""
+    warm: bool = True
+    """False: a cold start, whatever the target has imported ahead."""
 
 
 @dataclass(slots=True)
@@ -97,6 +102,23 @@ class Ground:
         labels = [asked.label for asked in wanted]
         return self._all(labels, [self._device(asked.seed) for asked in wanted],
                          lambda number, device: self._job(wanted[number], device))
+
+    def warmed(self, wanted: Wanted) -> dict[str, Any] | None:
+        """Let boxes wait for a run like ``wanted`` until they are ready: what they hold (``LocalEngine.ready``).
+
+        None when they are not after ``READY_SECONDS``, or when the target does not say what may be warm.
+        """
+        device = self._device(wanted.seed)
+        _, job = self._job(wanted, device)
+        jobs = self.site.folder / "jobs"
+        jobs.mkdir(exist_ok=True)
+        self.engine.prepare(jobs, job)
+        deadline = time.monotonic() + READY_SECONDS
+        while job.warm and time.monotonic() < deadline:
+            if (told := self.engine.ready(device)) is not None:
+                return told
+            time.sleep(0.05)
+        return None
 
     def finish(self, jobs: Sequence[tuple[Run, Job]], label: str | Sequence[str]) -> list[Result]:
         """Do these jobs as they are, as many side by side as there are slots; results in the order given.
@@ -180,6 +202,8 @@ class Ground:
             job = dataclasses.replace(job, evaluation=None)
         if wanted.level is not None:
             job = dataclasses.replace(job, max_level=wanted.level, min_level=0)
+        if not wanted.warm:
+            job = dataclasses.replace(job, warm=())
         return run, dataclasses.replace(job, keep_weights=wanted.keep_weights)
 
     def _compiled(self) -> Path | None:
@@ -220,7 +244,11 @@ def open_ground(options: argparse.Namespace, name: str, say: Say, slots: int | N
         place = Site(folder, origin.prefix, origin.start, config, None,
                      site.find_devices(config, slots or options.slots), options.level, 0)
         data = site.prepare(config, place.source(origin.start), options.runs.resolve() / ".data", say)
-        yield Ground(dataclasses.replace(place, data=data), say)
+        ground = Ground(dataclasses.replace(place, data=data), say)
+        try:
+            yield ground
+        finally:
+            ground.engine.close()
 
 
 def count(text: str) -> int:

@@ -60,7 +60,8 @@ def startup_options(parser: argparse.ArgumentParser) -> None:
 
 
 def startup(options: argparse.Namespace, say: Say) -> Finding:
-    """What a run spends before its first step, one run at a time: box, interpreter, import, the rest."""
+    """What a run spends before its first step, one run at a time: box, interpreter, import, the rest; and at each level
+    what a cold and a warm start cost (``starts``), where the target has ``train.warm``."""
     with open_ground(options, "startup", say, slots=1) as ground:
         _served(ground, "startup")
         level = boxes.probe(options.level)
@@ -69,15 +70,17 @@ def startup(options: argparse.Namespace, say: Say) -> Finding:
             "box_ms": 1000 * _boxed(ground, TRIVIAL, level, options.tries),
             "interpreter_seconds": _boxed(ground, ("python", "-c", ""), level, options.tries),
             "import_seconds": _boxed(ground, ("python", "-c", f"import {options.module}"), level, options.tries)}
-        first = ground.site.config.seeds.first
-        runs = ground.trained([Wanted(ground.start, first, 1, "start", scored=False)] * options.tries)
         config = ground.site.config
+        runs = ground.trained(
+            [Wanted(ground.start, config.seeds.first, 1, "start", scored=False, warm=False)] * options.tries)
+        levels = [starts(ground, level, options.tries) for level in _levels(options.level)] if config.train.warm else []
     requests = sorted(run.startup_seconds for run in runs)
     request, whole = statistics.median(requests), statistics.median(run.seconds for run in runs)
     facts: dict[str, Any] = {
         "preset": config.preset, "tries": options.tries, "level": runs[0].level, **runs[0].fingerprint, **parts,
         "module": options.module, "first_request_seconds": request, "first_request_range": [requests[0], requests[-1]],
-        "rest_seconds": request - parts["import_seconds"], "whole_seconds": whole}
+        "rest_seconds": request - parts["import_seconds"], "whole_seconds": whole,
+        "levels": levels}
     return Finding(f"before the first step, median of {options.tries}", facts, ("what", "value"), [
         ("a box around nothing, level 0", f"{parts['plain_ms']:.1f} ms"),
         (f"a box around nothing, level {runs[0].level}", f"{parts['box_ms']:.1f} ms"),
@@ -85,7 +88,48 @@ def startup(options: argparse.Namespace, say: Say) -> Finding:
         (f"interpreter and import {options.module}, in the box", f"{parts['import_seconds']:.2f} s"),
         ("start of the box to the first request", f"{request:.2f} s ({requests[0]:.2f} to {requests[-1]:.2f})"),
         ("  of which after the import", f"{facts['rest_seconds']:.2f} s"),
-        ("whole job of one step, unscored", f"{whole:.2f} s")])
+        ("whole job of one step, unscored", f"{whole:.2f} s"),
+        *[row for found in levels for row in _start_rows(found)]])
+
+
+START = {"first_batch_seconds": "job to first batch", "startup_cpu_seconds": "CPU before it",
+         "first_step_seconds": "job to second batch", "evaluate_startup_seconds": "model server's start",
+         "evaluate_seconds": "whole evaluation", "seconds": "whole job"}
+"""What ``starts`` tells of a start, as medians in seconds: wall, but for ``startup_cpu_seconds``."""
+
+
+def starts(ground: Ground, level: boxes.Level, tries: int) -> dict[str, Any]:
+    """Cold and warm starts at ``level``, in turn, of scored runs of two steps: ``level``, ``cold`` and ``warm`` (each
+    START, and ``boxes``: the fewest that had waited), ``same_weights`` (all runs handed over the same bytes), and what
+    the waiting boxes hold (``waiting``: ``LocalEngine.ready``; None: none got ready)."""
+    found: dict[bool, list[Result]] = {False: [], True: []}
+    wanted = Wanted(ground.start, ground.site.config.seeds.first, 2, f"level {int(level)}", level=int(level))
+    waiting = None
+    for _ in range(tries):
+        found[False] += ground.trained([dataclasses.replace(wanted, warm=False, label=f"{wanted.label}, cold")])
+        waiting = ground.warmed(wanted)
+        found[True] += ground.trained([dataclasses.replace(wanted, label=f"{wanted.label}, warm")])
+    ground.engine.close()  # the next cold run has the machine to itself
+    return {"level": int(level), "cold": _start(found[False]), "warm": _start(found[True]), "waiting": waiting,
+            "same_weights": len({run.weights_sha256 for run in found[False] + found[True]}) == 1}
+
+
+def _start(runs: Sequence[Result]) -> dict[str, float]:
+    """Medians of START, and the fewest boxes that had waited."""
+    def median(name: str) -> float:
+        # the second request ends the first step: from the job's start, what came before the first, and that step
+        return statistics.median(run.first_batch_seconds + run.first_step_seconds if name == "first_step_seconds"
+                                 else float(getattr(run, name)) for run in runs)
+    return {**{name: median(name) for name in START}, "boxes": min(run.warm for run in runs)}
+
+
+def _start_rows(found: Mapping[str, Any]) -> list[tuple[str, str]]:
+    rows = [(f"level {found['level']}, {what}: cold, warm", f"{found['cold'][name]:.2f}, {found['warm'][name]:.2f} s")
+            for name, what in START.items()]
+    if found["waiting"]:
+        rows.append((f"level {found['level']}, memory of {found['waiting']['boxes']} waiting boxes",
+                     f"{found['waiting']['memory_mb']:.0f} MiB"))
+    return rows
 
 
 def mfu_options(parser: argparse.ArgumentParser) -> None:

@@ -219,6 +219,7 @@ class ClosingAudit:
             raise
         finally:
             self.slots.stop(self.slots.busy)
+            self.slots.close()
 
     def stop(self) -> None:
         """End the running jobs and record that they were stopped."""

@@ -44,6 +44,16 @@ class Train(Section):
     threads: int = Field(1, ge=1, description="CPU threads of one run")
     environment: dict[str, str] = Field(default_factory=dict, description="environment of the run; never a secret")
     data: list[str] = Field(default_factory=list, description="folders that the run may read besides its source")
+    warm: list[str] = Field(default_factory=list, description="modules that boxes import before their job is known, so "
+                            "that it starts sooner; installed ones, never a file of the target; empty: no warm start")
+
+    @field_validator("warm")
+    @classmethod
+    def _modules(cls, value: list[str]) -> list[str]:
+        for name in value:
+            if not all(part.isidentifier() for part in name.split(".")):
+                raise ValueError(f"has {name!r}, which is no module's name")
+        return value
 
     @field_validator("command")
     @classmethod
@@ -289,6 +299,9 @@ def _check(config: Config, where: str) -> None:
     if config.train.served and (config.budget.unit == "seconds" or config.budget.amount < 1):
         raise UserError(f"{where}: a served target is budgeted in steps.",
                         'Set  [budget]  unit = "charged_steps"  amount = 200')
+    if config.train.warm and not (config.train.served and re.match(r"python3? [^-/]\S*\.py\b", config.train.command)):
+        raise UserError(f"{where}: train.warm needs a target that the harness serves and a command  python SCRIPT.py.",
+                        "Set warm = [].")
     if config.train.served and "{out}" in config.train.command:
         raise UserError(f"{where}: train.command takes {{out}}, but a served target hands its weights to the harness.",
                         "Drop {out}, or set train.served = false.")

@@ -105,7 +105,7 @@ def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, ca
                       limits.weights_mb),
         keep_weights=run.trains and audits.wanted(config),
         compile_cache=str(cache or ""), keep_compile_cache=keep_cache and cache is None,
-        check=run.purpose == "preflight", max_level=site.level,
+        warm=tuple(config.train.warm), check=run.purpose == "preflight", max_level=site.level,
         min_level=site.least_level)
 
 
@@ -236,6 +236,10 @@ class Slots:
         """Ask the sandbox to end these jobs; they then end with fault infra."""
         for run in runs:
             self._engine.stop(self._site.folder / run.folder)
+
+    def close(self) -> None:
+        """No further job will come: what the sandbox keeps ready for one ends."""
+        self._engine.close()
 
     def progress(self) -> list[tuple[Run, Progress | None]]:
         return [(run, self._engine.progress(self._site.folder / run.folder)) for run in self.busy]

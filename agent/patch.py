@@ -313,8 +313,8 @@ def _only_signature(rest: list[str]) -> bool:
 def rebuilt(repo: Path, prefix: str, start: str, proposals: Sequence[Proposal], source: Source) -> str | None:
     """Tree of ``start`` with the edits of ``proposals`` made again, one after the other; None where one does not fit.
 
-    For a tip without one of its merges: git's merge refuses neighbouring lines, on which edits by search and replace may
-    well agree.
+    For a tip without one of its merges: git's merge refuses neighbouring lines, on which edits by search and replace
+    may well agree.
     """
     base = start
     for proposal in proposals:

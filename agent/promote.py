@@ -96,7 +96,11 @@ def _promoted(options: Options, folder: Path, state: State, say: Say) -> Promoti
                         "Name another --preset of ratchet.toml, or a longer --steps.")
     arms, titles, stuck = _arms(here.ground.site, state, options.each)
     seeds = range(FIRST_SEED, FIRST_SEED + options.pairs)
-    small, large = (_train(end, arms, seeds, say) for end in (here, there))
+    try:
+        small, large = (_train(end, arms, seeds, say) for end in (here, there))
+    finally:
+        for end in (here, there):
+            end.ground.engine.close()
     rules = here.rule, there.rule
     parts = [promotion.transfer("", "start to tip", _pairs(small, "start", "tip", seeds, rules[0].split),
                                 _pairs(large, "start", "tip", seeds, rules[1].split), rules)]

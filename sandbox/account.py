@@ -35,10 +35,15 @@ class Account:
     steps: int = 0
     tokens: int = 0
     startup_seconds: float = 0.0
+    startup_cpu_seconds: float = 0.0
+    first_batch_seconds: float = 0.0
+    first_step_seconds: float = 0.0
+    warm: int = 0
     train_seconds: float = 0.0
     startup_charge: float = 0.0
     charge_seconds: float = 0.0
     evaluate_seconds: float = 0.0
+    evaluate_startup_seconds: float = 0.0
     evaluate_charge: float = 0.0
     inference_charge: float = 0.0
     peak_memory_mb: float = 0.0

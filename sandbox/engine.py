@@ -3,27 +3,50 @@
 State lives in the folder, so an agent that was restarted sees the same jobs. A supervisor outlives its agent.
 ``Engine`` is what the agent knows; here is the one for this machine. engine_ray.py and engine_slurm.py are for others,
 and tests/test_engines.py asks the same of all three.
+
+Once a job trains that says what may be warm (``Job.warm``), one supervisor waits for the next such job on its device,
+with its boxes made (sandbox/warm.py). It is told of its job through a pipe, and ends when the pipe does, so it never
+outlives the agent. When it is gone, late or made for other jobs, the next job simply starts cold.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
-from typing import Protocol
+from typing import Any, BinaryIO, Protocol
 
-from sandbox import process
+from sandbox import process, warm
 from sandbox.job import RESULT, Job, Progress, Result, read_progress, read_result, write_atomically, write_job
 
 PASSED_ON = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "LANG")
 """The only variables of the agent's environment that a supervisor gets; a job gets none of them."""
+
+
+AHEAD = ".ahead-"
+"""Beginning of the names of folders in which boxes wait, beside the job folders; then the agent's pid and a number."""
+PARTING = 10.0
+"""Seconds for a waiting supervisor to end by itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """A supervisor that waits for a job, and what its boxes are made from."""
+
+    popen: subprocess.Popen[bytes]
+    folder: Path
+    key: tuple[object, ...]
 
 
 class EngineError(OSError):
@@ -97,12 +120,18 @@ def settle(folder: Path, result: Result) -> Result:
 class LocalEngine:
     """Runs jobs on this machine, each under a detached supervisor of its own.
 
-    ``lifeline``: read end of a pipe; when its write end is closed, the supervisors stop their jobs.
+    ``lifeline``: read end of a pipe; when its write end is closed, the supervisors stop their jobs. With one, jobs
+    start cold: what waits would have to be told of it.
     """
 
     def __init__(self, lifeline: int | None = None) -> None:
         self._started: dict[int, subprocess.Popen[bytes]] = {}
         self._lifeline = lifeline
+        self._waiting: dict[str, Waiting] = {}
+        """By device: one is enough, since the next begins as soon as a job trains."""
+        self._next: dict[Path, Job] = {}
+        """Running jobs that are still starting, for whose likes a supervisor should wait once they train."""
+        self._numbers = itertools.count()
 
     def start(self, folder: Path, job: Job) -> None:
         """Write ``job`` into ``folder`` and start its supervisor. Raises OSError when that cannot be done.
@@ -115,19 +144,90 @@ class LocalEngine:
         write_job(folder, job)
         held = () if self._lifeline is None else (self._lifeline,)
         with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
-            popen = subprocess.Popen(
-                [sys.executable, "-P", "-m", "sandbox.supervisor", str(folder), *map(str, held)], cwd="/",
-                env=environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True,
-                pass_fds=held)
+            popen = (self._handed_over(folder, job) if not held else None) or _supervisor(
+                [str(folder), *map(str, held)], log, subprocess.DEVNULL, held)
             self._started[popen.pid] = popen  # kept so that poll() reaps it
-            found = process.stat(popen.pid)
-            if found is not None:
-                write_atomically(folder / "supervisor.pid", f"{popen.pid} {found.start_ticks}".encode())
+            _sign(folder, popen)
+        if warm.key(job) is not None and not held:
+            self._next[folder] = job
+
+    def close(self) -> None:
+        """End what waits for a job that will not come. Jobs are left alone."""
+        self._next.clear()
+        for device in list(self._waiting):
+            self._dismiss(device)
+
+    def prepare(self, jobs: Path, job: Job) -> None:
+        """Let a supervisor wait for a job like ``job`` on its device, with its files in the folder ``jobs``, unless one
+        does. A machine that cannot is no error."""
+        key = warm.key(job)
+        known = self._waiting.get(job.device)
+        if key is None or (known is not None and known.key == key and known.popen.poll() is None):
+            return
+        self._dismiss(job.device)
+        _sweep(jobs)
+        folder = jobs / f"{AHEAD}{os.getpid()}-{next(self._numbers)}"
+        with contextlib.suppress(OSError):
+            write_job(folder, replace(job, rival=(), stop_at=0))
+            with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
+                popen = _supervisor(["--ahead", str(folder)], log, subprocess.PIPE)
+                self._waiting[job.device] = Waiting(popen, folder, key)
+                _sign(folder, popen)
+
+    def ready(self, device: str) -> dict[str, Any] | None:
+        """What the boxes that wait on ``device`` took and hold, once all are ready: ``boxes`` their number, of each its
+        wall ``ready_seconds`` and ``cpu_seconds``, and ``memory_mb`` of all, shared pages counted once."""
+        waiting = self._waiting.get(device)
+        try:
+            told: dict[str, Any] | None = json.loads((waiting.folder / warm.READY).read_bytes()) if waiting else None
+        except FileNotFoundError:
+            return None
+        return told
+
+    def _handed_over(self, folder: Path, job: Job) -> subprocess.Popen[bytes] | None:
+        """The waiting supervisor that took the job, or None."""
+        waiting = self._waiting.get(job.device)
+        if waiting is None or waiting.key != warm.key(job):
+            return None
+        del self._waiting[job.device]
+        if waiting.popen.poll() is None and waiting.popen.stdin is not None:
+            with contextlib.suppress(OSError), waiting.popen.stdin as pipe:
+                pipe.write(f"{folder}\n".encode())
+                pipe.flush()
+                return waiting.popen
+        shutil.rmtree(waiting.folder, ignore_errors=True)
+        return None
+
+    def _dismiss(self, device: str) -> None:
+        waiting = self._waiting.pop(device, None)
+        if waiting is None:
+            return
+        with contextlib.suppress(OSError):
+            if waiting.popen.stdin is not None:
+                waiting.popen.stdin.close()
+        try:
+            waiting.popen.wait(PARTING)
+        except subprocess.TimeoutExpired:
+            waiting.popen.kill()  # its boxes die with it
+            waiting.popen.wait()
+        shutil.rmtree(waiting.folder, ignore_errors=True)
+
+    def _think_ahead(self, folder: Path, ended: bool) -> None:
+        """Once the job trains: its start-up should not share the processor with the next one's."""
+        job = self._next.get(folder)
+        if job is None:
+            return
+        glance = None if ended else read_progress(folder)
+        if ended or (glance is not None and glance.phase != "start"):
+            del self._next[folder]
+            self.prepare(folder.parent, job)
 
     def poll(self, folder: Path) -> Result | None:
         """The result; None while the job runs; fault ``infra`` when its supervisor is gone without one."""
+        folder = folder.resolve()
         alive = self.alive(folder)  # first: a supervisor that ends between the two looks has written its result
         result = read_result(folder)
+        self._think_ahead(folder, result is not None or not alive)
         if result is None and not alive:
             return Result(folder.name, "infra", "lost: the supervisor ended without a result "
                                                 f"({last_line(folder / 'supervisor.log')})")
@@ -136,9 +236,6 @@ class LocalEngine:
     def progress(self, folder: Path) -> Progress | None:
         """The newest glance, as the supervisor wrote it."""
         return read_progress(folder)
-
-    def close(self) -> None:
-        """Nothing is held: supervisors end by themselves."""
 
     def alive(self, folder: Path) -> bool:
         """Whether the folder's supervisor runs."""
@@ -152,6 +249,7 @@ class LocalEngine:
 
     def stop(self, folder: Path, patience: float = 15.0) -> None:
         """End the job: its supervisor kills the tree and writes a result; after ``patience`` seconds kill that too."""
+        self._next.pop(folder.resolve(), None)  # one that is stopped says nothing of what comes next
         found = _identity(folder)
         if found is None or not self.alive(folder):
             return
@@ -187,6 +285,29 @@ def _uninterrupted() -> Iterator[None]:
             signal.signal(restored, handler)
         for caught in held:
             signal.raise_signal(caught)
+
+
+def _supervisor(arguments: list[str], log: BinaryIO, given: int,
+                held: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
+    """``given``: its standard input; ``held``: file descriptors that it keeps."""
+    return subprocess.Popen([sys.executable, "-P", "-m", "sandbox.supervisor", *arguments], cwd="/",
+                            env=environment(), stdin=given, stdout=log, stderr=log, start_new_session=True,
+                            pass_fds=held)
+
+
+def _sign(folder: Path, popen: subprocess.Popen[bytes]) -> None:
+    """Note in the folder whose it is."""
+    found = process.stat(popen.pid)
+    if found is not None:
+        write_atomically(folder / "supervisor.pid", f"{popen.pid} {found.start_ticks}".encode())
+
+
+def _sweep(jobs: Path) -> None:
+    """Remove the folders of waiting supervisors that were killed, and whose agent is gone."""
+    for folder in jobs.glob(f"{AHEAD}*-*"):
+        found, agent = _identity(folder), folder.name.removeprefix(AHEAD).partition("-")[0]
+        if not (agent.isdigit() and process.stat(int(agent))) and not (found and process.running(*found)):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

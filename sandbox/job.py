@@ -141,6 +141,9 @@ class Job:
     rival: tuple[tuple[int, float], ...] = ()
     """Training curve of the run on this seed that this one must not be behind at step ``stop_at``; empty: no stop."""
     stop_at: int = 0
+    warm: tuple[str, ...] = ()
+    """Modules that a box for this job may have imported before the job is known (sandbox/warm.py). Never one that a
+    patch may edit. Empty: a cold start."""
     check: bool = False
     """Fill uninitialised memory with NaN until the first batch, so that an unset parameter shows."""
     max_level: int = 3
@@ -208,15 +211,26 @@ class Result:
     """Batches that the harness served."""
     tokens: int = 0
     startup_seconds: float = 0.0
-    """Start of the box to the first batch request."""
+    """Start of the box to the first batch request; of a box that waited, from when it was given the job."""
+    startup_cpu_seconds: float = 0.0
+    """CPU seconds of the box in that time, on every device."""
+    first_batch_seconds: float = 0.0
+    """Start of the job (its supervisor's, or when a waiting one was given it) to the first batch request."""
+    first_step_seconds: float = 0.0
+    """From then to the second request: the first step, with all that is done in it for the first time."""
+    warm: int = 0
+    """Boxes of the job that had waited for it (sandbox/warm.py)."""
     train_seconds: float = 0.0
     """First batch request to the weights (or to the exit)."""
     startup_charge: float = 0.0
-    """Start of the box to the second batch request, on the charging clock: imports, the first step, compilation."""
+    """Start of the box to the second batch request, on the charging clock: imports, the first step, compilation. What a
+    box imported while it waited is counted too, so that a warm start and a cold one are charged alike."""
     charge_seconds: float = 0.0
     """Second batch request to the weights, on the charging clock: CPU seconds of the tree on ``cpu``, wall seconds on
     a GPU. For a job that is not served: the whole run."""
     evaluate_seconds: float = 0.0
+    evaluate_startup_seconds: float = 0.0
+    """Of which from the start of the model server's box, or its being given the job, until the weights are loaded."""
     evaluate_charge: float = 0.0
     """The evaluation's box on the charging clock: code of the patch runs there too."""
     inference_charge: float = 0.0

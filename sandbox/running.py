@@ -105,6 +105,11 @@ class RunningBox:
     """First processes of all boxes of this supervisor, for which Popen waits."""
     group: cgroup.Cgroup | None = None
     began: float = field(default_factory=time.monotonic)
+    """Start of the box, or the moment when a waiting one was given its job (sandbox/warm.py)."""
+    ahead: float = 0.0
+    """Seconds that a waiting box took to get ready before it had a job."""
+    cpu_ahead: float = 0.0
+    """CPU seconds of the tree before it had a job."""
     ended: threading.Event = field(default_factory=threading.Event)
     reason: Reason | None = None
     """Why the harness killed it; None when it ended by itself."""
@@ -151,6 +156,8 @@ class RunningBox:
         if not self._threads:
             self.popen.wait()
             self._remove_group()
+            _close(self.status)
+            self.status = -1
         if self.sock is not None:
             self.sock.close()
         for thread in reversed(self._threads):
@@ -383,14 +390,20 @@ def _readable(spec: BoxSpec, level: boxes.Level) -> BoxSpec:
     if not closed:
         return spec
     copy = spec.folder / "source"
-    shutil.copytree(spec.source, copy, symlinks=True)
+    copy_for_others(spec.source, copy)
+    return replace(spec, source=copy)
+
+
+def copy_for_others(source: Path, copy: Path) -> None:
+    """Copy ``source`` to the folder ``copy``, empty or not there yet, so that every user may read it. Raises OSError.
+    """
+    shutil.copytree(source, copy, symlinks=True, dirs_exist_ok=True)
     for place, _, names in os.walk(copy):
         os.chmod(place, 0o755)
         for name in names:
             path = Path(place, name)
             if not path.is_symlink():
                 path.chmod(path.stat().st_mode | 0o444)
-    return replace(spec, source=copy)
 
 
 def _folder_bytes(folder: Path) -> int:

@@ -1,5 +1,9 @@
 """``python -m sandbox.supervisor FOLDER [FD]``: runs the job of one job folder to its end and writes its result.
 
+``python -m sandbox.supervisor --ahead FOLDER``: makes boxes for a job like that of ``job.json`` (sandbox/warm.py) and
+waits for one line on its standard input, the folder of the real job, which it then runs. When the input ends instead,
+as it does when the agent is gone, so do the boxes and the process.
+
 It owns the clock, the limits and the box; the job owns nothing. It outlives the agent, dies with no child left, and
 whatever happens it ends by renaming ``result.json`` into place. SIGTERM stops the job. One of the two broad handlers of
 the code is here: what is unexpected and ours becomes the fault ``infra``, never the job's. FD, if given, is the read
@@ -22,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from sandbox import audit, gpu, overlay, process, score, twin, weights
+from sandbox import audit, gpu, overlay, process, score, twin, warm, weights
 from sandbox import box as boxes
 from sandbox.account import Account
 from sandbox.faults import JobFault, exception_name, from_exit
@@ -45,11 +49,14 @@ PRINTED = re.compile(rf"^\s*([A-Za-z_][\w./-]{{0,40}})\s*[:=]\s*({FLOAT})\s*$", 
 class Supervisor:
     """One job from start to result."""
 
-    def __init__(self, folder: Path, job: Job, library_hints: tuple[str, ...] = ()) -> None:
+    def __init__(self, folder: Path, job: Job, library_hints: tuple[str, ...] = (), began: float | None = None,
+                 ahead: warm.Ahead | None = None) -> None:
+        """``began``: start of the job (monotonic); now, if left out. ``ahead``: boxes that wait for it."""
         self.folder, self.job, self._hints = folder, job, library_hints
-        self.account = Account(job, folder)
+        self.account = Account(job, folder, time.monotonic() if began is None else began)
         self._boxes: list[RunningBox] = []
-        self._roots: set[int] = set()
+        self._ahead = ahead
+        self._roots: set[int] = ahead.roots if ahead is not None else set()
         self._stopped = False
         self._level = boxes.Level.PLAIN
 
@@ -75,6 +82,8 @@ class Supervisor:
         finally:
             for box in self._boxes:
                 box.close()
+            if self._ahead is not None:
+                self._ahead.close()
             self._clean()
         return self.account.result()
 
@@ -103,6 +112,10 @@ class Supervisor:
         if self._stopped:
             raise JobFault("infra", "stopped")
         job = self.job
+        if wire and (box := self._warm(command, source, wall, self.folder / log)) is not None:
+            return box
+        if self._stopped:  # meanwhile
+            raise JobFault("infra", "stopped")
         folder = self.folder / "boxes" / name
         folder.mkdir(parents=True, mode=0o755)
         output, keep = None, job.keep_compile_cache and name == "train"
@@ -118,6 +131,23 @@ class Supervisor:
         if self._stopped:  # the signal came while the box was being started and did not find it
             box.kill("stopped")
         return box
+
+    def _warm(self, command: tuple[str, ...], source: Path, wall: float, log: Path) -> RunningBox | None:
+        """A waiting box that took the job over; None: there is none, or the job must start cold."""
+        wanted = warm.key(self.job)
+        if self._ahead is None or wanted is None or wanted != warm.key(self._ahead.job):
+            return None
+        while self._ahead.boxes and not self._stopped:
+            waiting = self._ahead.boxes.pop(0)
+            self._boxes.append(waiting.box)  # from here on a signal finds it
+            box = warm.hand_over(waiting, command, source, log, wall, self._cpus())
+            if box is not None:
+                self.account.warm += 1
+                if self._stopped:
+                    box.kill("stopped")
+                return box
+            self._boxes.remove(waiting.box)
+        return None
 
     def _cpus(self) -> frozenset[int]:
         """The same processors for both sides of a twin job on ``cpu``: they never run at once, so they share the
@@ -197,11 +227,12 @@ class Supervisor:
         """The wire side of a training run, from settings to checked weights. Raises JobFault."""
         side = self._side(box)
         clock = self._charging_clock(box)
-        origin = 0.0 if self.job.device == "cpu" else box.began  # a tree's CPU seconds start at nought
+        # a tree's CPU seconds start at nought; what a box did while it waited is in them, so it is in wall seconds too
+        origin = 0.0 if self.job.device == "cpu" else box.began - box.ahead
         try:
             side.begin()
             event = side.listen()
-            self.account.startup_seconds = time.monotonic() - box.began
+            self._started(box, time.monotonic())
             first, charged = time.monotonic(), clock()
             try:
                 while not isinstance(event, bytearray):
@@ -211,6 +242,7 @@ class Supervisor:
                         # what is done before the second request is charged apart: imports and compilation are in it
                         charged = clock()
                         self.account.startup_charge = charged - origin
+                        self.account.first_step_seconds = time.monotonic() - first
             finally:
                 self.account.train_seconds = time.monotonic() - first
                 self.account.charge_seconds = clock() - charged
@@ -221,6 +253,12 @@ class Supervisor:
             raise JobFault("no_metric", "weights were handed over without a single batch")
         box.finish(GRACE)
         return self._take(event, side)
+
+    def _started(self, box: RunningBox, now: float) -> None:
+        """Note what came before the first batch request, which is in."""
+        account = self.account
+        account.startup_seconds, account.first_batch_seconds = now - box.began, now - account.began
+        account.startup_cpu_seconds = box.clock.read() - box.cpu_ahead
 
     def _side(self, box: RunningBox) -> Trainee:
         assert box.sock is not None and self.job.batches is not None
@@ -283,6 +321,7 @@ class Supervisor:
         finally:
             self.account.note(ours.side)
             self.account.startup_seconds = max(ours.began - self._boxes[0].began, 0.0)
+            self.account.first_batch_seconds = max(ours.began - self.account.began, 0.0)
             self.account.charge_seconds, self.account.train_seconds = ours.charge_seconds, ours.train_seconds
             self._end(self._boxes[0])
         assert ours.weights is not None
@@ -343,6 +382,7 @@ class Supervisor:
         box.watch(self.account.glance)
         try:
             server = score.greet(box.sock, self.job, self.job.batches, data)
+            self.account.evaluate_startup_seconds += time.monotonic() - box.began
             ready = self._used(box)
             found = ask(server)
             self.account.inference_charge += self._used(box) - ready
@@ -356,7 +396,7 @@ class Supervisor:
 
     def _used(self, box: RunningBox) -> float:
         """Seconds of an evaluation's box on the charging clock."""
-        return box.clock.read() if self.job.device == "cpu" else time.monotonic() - box.began
+        return box.clock.read() if self.job.device == "cpu" else time.monotonic() - box.began + box.ahead
 
     def _audit(self, evaluation: Evaluation, data: bytes) -> None:
         """Ask the weights of an earlier run again, in boxes that know nothing of its answers. Raises JobFault."""
@@ -400,12 +440,12 @@ def _metric(pattern: str, log: Path) -> Score:
     return Score(value)
 
 
-def supervise(folder: Path, library_hints: tuple[str, ...] = ()) -> Result:
-    """Run the job in ``folder`` and write its result; never raises for a job's sake."""
+def supervise(folder: Path, library_hints: tuple[str, ...] = (), ahead: warm.Ahead | None = None) -> Result:
+    """Run the job in ``folder`` and write its result; never raises for a job's sake. ``ahead``: boxes that wait."""
     process.become_subreaper()
-    began = time.monotonic()
+    began = time.monotonic() - (warm.age() if ahead is None else 0.0)
     try:
-        result = Supervisor(folder, read_job(folder), library_hints).run()
+        result = Supervisor(folder, read_job(folder), library_hints, began, ahead).run()
     except Exception as error:  # the supervisor's edge: ours, hence infra, with the traceback in its log
         traceback.print_exc()
         text = " ".join(f"{type(error).__name__}: {error}".split())[:500]
@@ -421,16 +461,41 @@ def _hold(lifeline: int) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
 
 
-def main(argv: list[str]) -> int:
-    """Command line: the job folder, and the lifeline if there is one."""
-    folder = Path(argv[0]).resolve()
-    for text in argv[1:]:
-        threading.Thread(target=_hold, args=(int(text),), daemon=True).start()
+def wait_ahead(folder: Path, library_hints: tuple[str, ...]) -> None:
+    """Make boxes ahead, wait for a job on standard input, and run it in them; or end with them when none comes."""
+    process.become_subreaper()
+    ahead = warm.prepare(folder, read_job(folder), library_hints)
+    named = warm.await_job(ahead, sys.stdin) if ahead.boxes else ""  # a cold start then finds the level anew
+    if not named:
+        ahead.close()
+        return
+    job = Path(named)
+    with (job / "supervisor.log").open("ab") as log:
+        for number in (1, 2):
+            os.dup2(log.fileno(), number)
+    _sign(job)
+    supervise(job, library_hints, ahead)
+
+
+def _sign(folder: Path) -> None:
     own = process.stat(os.getpid())
     if own is not None:
         write_atomically(folder / "supervisor.pid", f"{os.getpid()} {own.start_ticks}".encode())
+
+
+def main(argv: list[str]) -> int:
+    """Command line: the job folder, and the lifeline if there is one; or ``--ahead`` and the folder of boxes made
+    ahead."""
+    ahead = argv[0] == "--ahead"
+    folder = Path(argv[int(ahead)]).resolve()
+    for text in argv[1 + int(ahead):]:
+        threading.Thread(target=_hold, args=(int(text),), daemon=True).start()
     hints = tuple(part for part in os.environ.get("LD_LIBRARY_PATH", "").split(os.pathsep) if part)
-    supervise(folder, hints)
+    _sign(folder)
+    if ahead:
+        wait_ahead(folder, hints)
+    else:
+        supervise(folder, hints)
     return 0
 
 

@@ -3,6 +3,9 @@
 The box finds the socket's number in the environment variable ``HARNESS_FD``. A frame is one ASCII byte of kind,
 a little-endian uint64 of length, and the payload. target_repo/harness.py speaks the other end.
 
+A box that waits for its job says so first, and gets the job's command line, over the same socket
+(sandbox/warm_inside.py, kinds ``r`` and ``g``). The job itself sees nothing of that.
+
 Training (``train`` command)
     harness -> job   S  JSON {seed, steps, rows, sequence, vocab, preset, device, threads, check}
     job -> harness   ?  uint32 rows: asks for a batch (one step is charged)

@@ -258,6 +258,19 @@ def test_startup_tells_the_parts(world: Path, capsys: pytest.CaptureFixture[str]
         bench.run("startup", True, arguments(world, "--tries", "1", "--module", "nosuchmodule"))
 
 
+def test_starts_compare_cold_and_warm(world: Path) -> None:
+    with ground(world, slots=1) as place:
+        config = place.site.config
+        train = config.train.model_copy(update={"warm": ["statistics", "json"]})
+        place.site = dataclasses.replace(place.site, config=config.model_copy(update={"train": train}))
+        found = bench_machine.starts(place, box.probe(1), 1)
+        assert found["same_weights"] and (found["cold"]["boxes"], found["warm"]["boxes"]) == (0, 2)
+        assert found["warm"]["startup_cpu_seconds"] < found["cold"]["startup_cpu_seconds"]
+        assert 0 < found["warm"]["first_batch_seconds"] < found["warm"]["first_step_seconds"] < found["warm"]["seconds"]
+        assert found["waiting"]["boxes"] == 2 and 0 < found["waiting"]["memory_mb"] < 200
+        assert not alive(str(world / "runs"))
+
+
 # --------------------------------------------------------------------------------------------------------- box and mfu
 
 def test_box_measures_the_levels_that_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -335,6 +348,17 @@ def test_uncommitted_changes_are_told_and_not_measured(world: Path) -> None:
     finally:
         levels.write_text(before)
     assert any("uncommitted changes" in line and place.start[:12] in line for line in told)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_warm_start_of_the_default_target_is_quick_and_the_same(tmp_path: Path,
+                                                                  capsys: pytest.CaptureFixture[str]) -> None:
+    assert bench.run("startup", True, ["--preset", "cpu", "--tries", "1", "--runs", str(tmp_path)]) == 0
+    levels = json.loads(capsys.readouterr().out)["levels"]
+    assert levels and all(found["same_weights"] and found["warm"]["boxes"] == 2 for found in levels)
+    assert max(found["warm"]["startup_cpu_seconds"] for found in levels) < 0.5
+    assert min(found["cold"]["startup_cpu_seconds"] for found in levels) > 0.5
 
 
 @pytest.mark.slow

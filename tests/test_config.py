@@ -79,6 +79,16 @@ def test_rules_that_span_keys(text: str, told: str) -> None:
     assert told in refused(text)
 
 
+def test_warm_needs_a_served_script_and_names_of_modules() -> None:
+    served = ('[train]\ncommand = "{}"\nserved = true\nwarm = ["torch", "numpy.linalg"]\n[budget]\namount = 5\n'
+              "[evaluate]\npattern = '(x)'\n")
+    assert parse(served.format("python train.py --fast"), "x").train.warm == ["torch", "numpy.linalg"]
+    for command in ("python -m train", "sh train.sh", "python /elsewhere/train.py", "train.py"):
+        assert "train.warm needs a target that the harness serves and a command" in refused(served.format(command))
+    assert "train.warm needs" in refused(served.format("python train.py").replace("served = true\n", ""))
+    assert "'a b', which is no module's name" in refused(served.format("python train.py").replace("torch", "a b"))
+
+
 def test_a_preset_is_laid_over_the_rest() -> None:
     text = LEAST + '[judge]\nfloor = 0.5\nlooks = [2]\n[presets.fast]\njudge = { looks = [3] }\n'
     assert parse(text, "x").judge.looks == [2]

@@ -60,9 +60,9 @@ def test_an_interrupt_while_a_job_is_started_leaves_no_job_that_nobody_can_stop(
     for number in range(20):
         engine, folder = LocalEngine(), world.folder / f"job{number}"
         job = job or world.job(source, steps=100)
-        signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 0.0004)
         before = signal.signal(signal.SIGALRM, lambda *_: signal.raise_signal(signal.SIGINT))
         try:
+            signal.setitimer(signal.ITIMER_REAL, 0.0005 + number * 0.0004)
             engine.start(folder, job)
             time.sleep(0.05)  # a start that was quicker than the alarm
         except KeyboardInterrupt:

@@ -17,9 +17,10 @@ from agent.attacks import (
     server,
     speech,
     theft,
+    waiting,
 )
 from agent.attacks.record import Attack
 
 ATTACKS: tuple[Attack, ...] = tuple(attack for family in (
     metric, theft, processes, limits, network, damage, form, foreign, handover, persistence, causality, server, charge,
-    speech) for attack in family.ATTACKS)
+    speech, waiting) for attack in family.ATTACKS)

@@ -64,6 +64,8 @@ class Attack:
     1e-5 here. Larger where more computation is charged for, since equal charges buy almost equal numbers."""
     twice: bool = False
     """The careless tool runs it twice, since it profits from its first run."""
+    warm: bool = False
+    """The careless tool runs its jobs in one process that waits for them."""
     scoring: Literal["bulk", "prefix"] = "bulk"
     """What the careless tool believes when nothing was printed."""
     model: bool = False

@@ -37,6 +37,8 @@ class Entry:
     held: bool
     outcome: str
     note: str
+    warm: int = 0
+    """Jobs of its campaign that started warm."""
 
 
 def options(parser: argparse.ArgumentParser) -> None:
@@ -114,9 +116,10 @@ def entry(attack: Attack, level: int, bitten: Sighting, guarded: Sighting) -> En
     bites = set(attack.harms) <= set(bitten.harms)
     if level in attack.uncovered:
         seen = "nothing was seen" if not guarded.harms else f"seen: {', '.join(sorted(guarded.harms))}"
-        return Entry(attack, bites, bites, "not covered", f"{attack.uncovered[level]}; {seen}")
+        return Entry(attack, bites, bites, "not covered", f"{attack.uncovered[level]}; {seen}", guarded.warm)
     held = guarded.outcome in attack.outcome and not guarded.harms
-    return Entry(attack, bites, bites and held, str(guarded.outcome), _note(attack, bites, bitten, held, guarded))
+    return Entry(attack, bites, bites and held, str(guarded.outcome), _note(attack, bites, bitten, held, guarded),
+                 guarded.warm)
 
 
 def _note(attack: Attack, bites: bool, bitten: Sighting, held: bool, guarded: Sighting) -> str:
@@ -144,12 +147,13 @@ def finding(level: int, controls: dict[str, str], entries: Sequence[Entry]) -> F
     facts = {
         "attacks": len(entries), "held": held, "controls_ok": right, "level": level,
         "not_covered": [entry.attack.name for entry in entries if entry.outcome == "not covered"],
-        "controls": controls,
+        "controls": controls, "warm_jobs": sum(entry.warm for entry in entries),
         "by_attack": {entry.attack.name: {"family": entry.attack.family, "bites": entry.bites, "held": entry.held,
                                           "outcome": entry.outcome, "note": entry.note} for entry in entries}}
     rows = [(entry.attack.name, entry.attack.family, "yes" if entry.bites else "NO", "yes" if entry.held else "NO",
              entry.outcome) for entry in entries]
     notes = [f"controls: {right} of {len(CONTROLS)} judged right",
+             f"jobs in boxes that had waited for them: {facts['warm_jobs']}",
              *(f"{entry.attack.name}: {entry.note}" for entry in entries
                if not entry.held or entry.outcome == "not covered")]
     return Finding(f"{held} of {len(entries)} attacks held at isolation level {level}", facts,

@@ -206,6 +206,7 @@ CONFIG = """name = "attacked"
 command = "python train.py"
 served = true
 data = ["@CORPUS@"]
+warm = ["json", "random", "struct"]
 
 [data]
 prepare = "python prepare.py {out}"

@@ -47,6 +47,8 @@ class Sighting:
     harms: dict[Harm, list[str]] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    warm: int = 0
+    """Jobs of a campaign in boxes that had waited for them."""
 
     def note(self, harm: Harm, seen: list[str]) -> None:
         if seen:
@@ -118,7 +120,7 @@ def careless(world: World, attack: Attack, patch: str) -> tuple[dict[str, Any] |
     task.write_text(json.dumps({
         "work": str(folder / "work"), "patch": str(folder / "the.patch"), "data": str(world.estate.data()), "seed": 1,
         "wall": limits["wall_seconds"], "scoring": attack.scoring, "twice": attack.twice,
-        "foreign": attack.target == "foreign"}))
+        "foreign": attack.target == "foreign", "warm": attack.warm}))
     with _program(world, ["agent.attacks.careless", str(task)], f"OPENAI_API_KEY={world.estate.key}",
                   f"HOME={world.folder / 'home'}") as program:
         try:
@@ -147,6 +149,7 @@ def guard(estate: Estate, attack: Attack, level: int) -> Sighting:
     with open_world(estate, attack, f"guard-{attack.name}") as world:
         sighting, state, prompts = campaign(world, attack, level, Path(world.places["TARGET"]))
         _look(world, sighting)
+        sighting.warm = sum(result.warm > 0 for result in state.results.values())
         place = estate.runs / f"guard-{attack.name}"
         sighting.note("leak", world.leaks(place, *prompts))
         for result in state.results.values():
