@@ -1,4 +1,5 @@
-"""Peers for ``bench policy``: what others merge by, each as one function over a simulated world.
+"""Peers for ``bench policy``: what others merge by, and what a live campaign does, each as one function over a
+simulated world.
 
 A peer draws proposals one by one until the runs are spent, and returns its merges. ``greedy`` is the habit of the
 field; ``rigor3`` follows rigor.py of autoresearch-mlx (pull request 30), ``two_sigma`` the rule of autoresearch's pull
@@ -15,9 +16,14 @@ import numpy as np
 
 from agent import evidence
 from agent.bench_worlds import World
+from agent.config import Judge
+from agent.judge import SCREENS, Ask, Standing, judge, rule_of
+from agent.records import Pair
 
 SEED = 42
 """Of ``greedy_one_seed``."""
+FLOOR = 1.0
+"""In u: smallest sd of a paired difference that ``single`` believes."""
 
 
 @dataclass(slots=True)
@@ -124,7 +130,44 @@ def sequential(world: World, runs: int, threshold: float = 100.0, futile: float 
     return night
 
 
+def single(world: World, runs: int) -> Night:
+    """What a live campaign does today: agent/judge.py itself, one candidate at a time, with the default rule.
+
+    A screening pair costs one run where the tip has run that seed already, else two; a fresh pair costs two, and its
+    runs are the tip's on that seed after a merge.
+    """
+    night, rule = Night(), rule_of(Judge(floor=FLOOR), "min", sealed=False)
+    bank: dict[int, float] = {}
+    hypotheses, pooled = 0, evidence.Pooled(2 * FLOOR**2, 2)
+
+    def pair(patch: int, seed: int, fresh: bool) -> Pair:
+        if seed not in bank:
+            bank[seed] = world.run((), seed)
+        return Pair(seed, {"val": bank[seed]}, {"val": world.run((patch,), seed)}, "", "", fresh=fresh)
+
+    while world.runs + 2 <= runs:
+        patch, pairs, standing = world.draw(), list[Pair](), Standing()
+        night.proposals += 1
+        while isinstance(asked := judge(pairs, rule, standing, pooled.sd), Ask):
+            if asked.fresh and standing.hypothesis <= hypotheses:
+                hypotheses += 1
+                standing = Standing(hypotheses, len(night.units))
+            if world.runs + 2 * asked.pairs > runs:
+                return night
+            known = sum(one.fresh for one in pairs) if asked.fresh else len(pairs)
+            seeds = ([1000 * standing.hypothesis + known + i for i in range(asked.pairs)] if asked.fresh else
+                     [*sorted(bank, reverse=True), *range(1, 1 + SCREENS)][known:known + asked.pairs])
+            pairs += [pair(patch, seed, asked.fresh) for seed in seeds]
+        pooled = pooled.plus([one.effect("val") for one in pairs])
+        if asked.outcome == "accepted" and asked.estimate is not None:
+            found = asked.estimate
+            night.units.append(Unit((patch,), world.merge((patch,)), -found.effect, (-found.high, -found.low)))
+            bank = {one.seed: one.candidate["val"] for one in pairs if one.fresh}
+    return night
+
+
 PEERS: dict[str, Policy] = {
+    "single": single,
     "greedy": greedy, "greedy-one-seed": greedy_one_seed, "two-sigma": two_sigma, "rigor3": rigor3,
     "seq": sequential,
 }
