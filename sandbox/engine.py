@@ -131,6 +131,8 @@ class LocalEngine:
         """By device: one is enough, since the next begins as soon as a job trains."""
         self._next: dict[Path, Job] = {}
         """Running jobs that are still starting, for whose likes a supervisor should wait once they train."""
+        self._taken: set[Path] = set()
+        """Jobs handed to a supervisor that waited: if it was dying just then, they start cold."""
         self._numbers = itertools.count()
 
     def start(self, folder: Path, job: Job) -> None:
@@ -142,14 +144,20 @@ class LocalEngine:
         if (folder / "result.json").exists():
             raise FileExistsError(f"{folder} already has a result")
         write_job(folder, job)
+        self._launch(folder, job)
+        if warm.key(job) is not None and self._lifeline is None:
+            self._next[folder] = job
+
+    def _launch(self, folder: Path, job: Job | None) -> None:
+        """A supervisor for the folder: one that waits for such a ``job``, else a new one."""
         held = () if self._lifeline is None else (self._lifeline,)
         with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
-            popen = (self._handed_over(folder, job) if not held else None) or _supervisor(
-                [str(folder), *map(str, held)], log, subprocess.DEVNULL, held)
+            popen = self._handed_over(folder, job) if job is not None and not held else None
+            if popen is not None:
+                self._taken.add(folder)
+            popen = popen or _supervisor([str(folder), *map(str, held)], log, subprocess.DEVNULL, held)
             self._started[popen.pid] = popen  # kept so that poll() reaps it
             _sign(folder, popen)
-        if warm.key(job) is not None and not held:
-            self._next[folder] = job
 
     def close(self) -> None:
         """End what waits for a job that will not come. Jobs are left alone."""
@@ -228,6 +236,10 @@ class LocalEngine:
         alive = self.alive(folder)  # first: a supervisor that ends between the two looks has written its result
         result = read_result(folder)
         self._think_ahead(folder, result is not None or not alive)
+        if result is None and not alive and folder in self._taken and not (folder / "progress.json").exists():
+            self._taken.discard(folder)
+            self._launch(folder, None)
+            return None
         if result is None and not alive:
             return Result(folder.name, "infra", "lost: the supervisor ended without a result "
                                                 f"({last_line(folder / 'supervisor.log')})")
@@ -249,6 +261,7 @@ class LocalEngine:
 
     def stop(self, folder: Path, patience: float = 15.0) -> None:
         """End the job: its supervisor kills the tree and writes a result; after ``patience`` seconds kill that too."""
+        self._taken.discard(folder.resolve())
         self._next.pop(folder.resolve(), None)  # one that is stopped says nothing of what comes next
         found = _identity(folder)
         if found is None or not self.alive(folder):
