@@ -149,7 +149,7 @@ def single(world: World, runs: int) -> Night:
         patch, pairs, standing = world.draw(), list[Pair](), Standing()
         night.proposals += 1
         while isinstance(asked := judge(pairs, rule, standing, pooled.sd), Ask):
-            if asked.fresh and standing.hypothesis <= hypotheses:
+            if asked.fresh and not any(one.fresh for one in pairs):
                 hypotheses += 1
                 standing = Standing(hypotheses, len(night.units))
             if world.runs + 2 * asked.pairs > runs:
