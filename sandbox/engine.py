@@ -4,9 +4,9 @@ State lives in the folder, so an agent that was restarted sees the same jobs. A 
 ``Engine`` is what the agent knows; here is the one for this machine. engine_ray.py and engine_slurm.py are for others,
 and tests/test_engines.py asks the same of all three.
 
-Once a job trains that says what may be warm (``Job.warm``), one supervisor waits for the next such job on its device,
-with its boxes made (sandbox/warm.py). It is told of its job through a pipe, and ends when the pipe does, so it never
-outlives the agent. When it is gone, late or made for other jobs, the next job simply starts cold.
+Once a job trains, one supervisor waits for the next of its kind on its device; if the job says what may be warm
+(``Job.warm``), with its boxes made (sandbox/warm.py). It is told of its job through a pipe, and ends when the pipe
+does, so it never outlives the agent. When it is gone, late or made for other jobs, the next job simply starts cold.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class LocalEngine:
             raise FileExistsError(f"{folder} already has a result")
         write_job(folder, job)
         self._launch(folder, job)
-        if warm.key(job) is not None and self._lifeline is None:
+        if warm.kind(job) is not None and self._lifeline is None:
             self._next[folder] = job
 
     def _launch(self, folder: Path, job: Job | None) -> None:
@@ -168,7 +168,7 @@ class LocalEngine:
     def prepare(self, jobs: Path, job: Job) -> None:
         """Let a supervisor wait for a job like ``job`` on its device, with its files in the folder ``jobs``, unless one
         does. A machine that cannot is no error."""
-        key = warm.key(job)
+        key = warm.kind(job)
         known = self._waiting.get(job.device)
         if key is None or (known is not None and known.key == key and known.popen.poll() is None):
             return
@@ -195,7 +195,7 @@ class LocalEngine:
     def _handed_over(self, folder: Path, job: Job) -> subprocess.Popen[bytes] | None:
         """The waiting supervisor that took the job, or None."""
         waiting = self._waiting.get(job.device)
-        if waiting is None or waiting.key != warm.key(job):
+        if waiting is None or waiting.key != warm.kind(job):
             return None
         del self._waiting[job.device]
         if waiting.popen.poll() is None and waiting.popen.stdin is not None:
