@@ -334,7 +334,8 @@ def test_a_machine_that_fails_is_blamed_after_three_tries(world: Path) -> None:
         place.site = dataclasses.replace(place.site, devices=("cuda:63",))
         with pytest.raises(UserError, match="The machine failed 3 times: nvidia-smi finds no GPU 63"):
             place.measure([Wanted(place.start, 1, 1, "start")])
-        assert len(list((place.site.folder / "jobs").iterdir())) == 3 and told == []
+        jobs = [path for path in (place.site.folder / "jobs").iterdir() if not path.name.startswith(".ahead-")]
+        assert len(jobs) == 3 and told == []
 
 
 def test_uncommitted_changes_are_told_and_not_measured(world: Path) -> None:
