@@ -107,9 +107,11 @@ class Drafts:
         """Candidates and questions that should be ahead of the devices: one a slot, and as many as are used up while
         one reply is awaited, but never more than ``parallel`` beyond the slots.
 
-        ``candidate_seconds``: the campaign's wall seconds from one candidate to the next; 0 while that is not known.
+        ``candidate_seconds``: the campaign's wall seconds from one candidate to the next; 0 while that is not known:
+        then as many as may be, since a campaign that starts with one slow reply at a time waits for each.
         """
-        used = math.ceil(self.reply_seconds / candidate_seconds) if candidate_seconds else 1
+        known = candidate_seconds and self.reply_seconds
+        used = math.ceil(self.reply_seconds / candidate_seconds) if known else self.parallel
         return slots + max(1, min(self.parallel, used))
 
     def _work(self) -> None:
