@@ -300,7 +300,8 @@ def test_a_target_budgeted_in_seconds(tmp_path: Path, capsys: pytest.CaptureFixt
     facts = json.loads(run(capsys, tmp_path, repo, "--seeds", "3", "--steps", "1", "--json"))
     assert (facts["unit"], facts["budget"], facts["tier"]) == ("seconds", 1.0, "reported")
     assert facts["clock"]["degrees"] == 2 and facts["clock"]["per_step"] < 0 and facts["movement"]["val"] < 0
-    assert facts["same_seed"]["sd"] > 0 and 20 < facts["throughput"]["steps_per_second"] < 100
+    # whole steps: on a quiet machine two runs of one second may well count the same
+    assert 0 <= facts["same_seed"]["sd"] < 0.5 and 20 < facts["throughput"]["steps_per_second"] < 100
     assert "At 1 seconds you can see" in facts["verdict"]
 
 
