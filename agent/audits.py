@@ -52,7 +52,7 @@ def due(pairs: Sequence[Pair], ruling: Ask | Ruling, state: State) -> list[str]:
     elif ruling.outcome == "accepted":
         chosen = [good[0], good[-1]]
     else:
-        chosen = good[:1] if _drawn(good[0], str(state.campaign["start"])) else []
+        chosen = good[:1] if drawn(good[0], str(state.campaign["start"])) else []
     known = state.audited
     return [name for name in dict.fromkeys(chosen) if name not in known]
 
@@ -82,7 +82,7 @@ def tolerated(own: Sequence[Result]) -> tuple[float, float]:
             MARGIN * max((abs(score.audit_mean or 0.0) for score in scores), default=0.0))
 
 
-def _drawn(run: str, salt: str) -> bool:
+def drawn(run: str, salt: str) -> bool:
     """One in twenty, the same after a restart; a patch cannot steer it, since its own id decides."""
     number = int.from_bytes(hashlib.sha256(f"{salt}/{run}".encode()).digest()[:4], "big")
     return number < SHARE * 2**32

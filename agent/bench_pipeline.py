@@ -197,6 +197,7 @@ amount = 100
 probe_steps = 2
 
 [judge]
+policy = "single"
 floor = 0.0001
 final_pairs = 2
 

@@ -20,29 +20,28 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
-from agent import audits, charge, git, guards, merge, report, runs
+from agent import audits, git, guards, merge, report, runs
 from agent.bank import Bank
+from agent.bundles import Bundles
 from agent.config import Config
+from agent.court import Conclusion, Court, Trial
 from agent.drafts import Answer, Draft, Drafts, Refusal
 from agent.errors import UserError
-from agent.evidence import Pooled
-from agent.judge import SCREENS, Rule, Ruling, Standing, estimate, judge, rule_of
+from agent.judge import Rule, estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
 from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
-from agent.patch import build
+from agent.patch import build, combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import add_costs, proposal_id
 from agent.read import Briefing, brief
 from agent.records import (
     Candidate,
-    Certification,
     Fault,
     Gain,
     Guard,
@@ -56,6 +55,7 @@ from agent.records import (
     Verdict,
 )
 from agent.screen import Observer
+from agent.single import Single
 from agent.spending import Spending
 
 __all__ = ["Campaign", "Options", "run"]
@@ -72,46 +72,11 @@ INFRA_TRIES = 3
 """Times a run is started before the machine, not the code, is blamed for good."""
 FULL_BYTES = 1 << 18
 """A run that fails with less than this left on the disk proves nothing against the code."""
-SEEDS_APART = 1000
-"""Fresh seeds of certification h begin at this many times h after the first seed."""
-RECHARGES = 2
-"""Times a run that cost too much is repeated with fewer steps before the candidate is refused."""
 FINAL_SEED = 1_000_000_007
 """Final seeds start here: never used to select."""
 PROPOSALS_IN_VAIN = 30
 """Proposals of a model in a row that came to nothing before it is taken to be out of order: it would go on for ever,
 where an idea book or a queue ends by itself."""
-
-
-@dataclass(slots=True)
-class Trial:
-    """A candidate between its patch and its verdict."""
-
-    attempt: Attempt
-    candidate: Candidate
-    repairs: int = 0
-    pairs: list[Pair] = field(default_factory=list)
-    screens: int = 0
-    """Pairs that the judge wants on the incumbent's seeds; 0 before the preflight is passed."""
-    fresh: int = 0
-    """Pairs that it wants on fresh seeds."""
-    standing: Standing | None = None
-    """Its certification, once one has begun."""
-    recharged: int = 0
-    """Steps granted anew after a run that cost more than it was charged."""
-    voided: int = 0
-    """Times that happened."""
-    due: list[str] = field(default_factory=list)
-    """Runs of it that must be audited before it goes on."""
-
-    @property
-    def id(self) -> str:
-        return self.candidate.id
-
-    @property
-    def asked(self) -> int:
-        """Pairs wanted so far: how near it is to a verdict."""
-        return self.screens + self.fresh
 
 
 def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
@@ -159,8 +124,7 @@ class Campaign:
         """When the first candidate was tried, by this process's clock."""
         self.first_number = 0
         self.rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
-        self.pooled = Pooled(2 * self.rule.floor**2, 2), 0
-        """Paired differences of the attempts judged so far, and how many attempts that were."""
+        self.court: Court = Bundles(self) if self.state.campaign.get("policy") == "bundles" else Single(self)
 
     @property
     def state(self) -> State:
@@ -178,7 +142,7 @@ class Campaign:
         while True:
             drawn = self.fill()
             self.tidy()
-            if not (drawn or self.slots.busy or self.awaited()):
+            if not (drawn or self.slots.busy or self.awaited() or self.court.pending()):
                 break
             self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
             self.receive()
@@ -213,12 +177,13 @@ class Campaign:
         for attempt in list(self.state.attempts.values()):
             if attempt.verdict is None:
                 self.retry(attempt)
+        self.court.consider()
         self.absorb(ended)
 
     def end(self, attempt: Attempt, refs: set[str]) -> None:
         """What a verdict asks for, where the earlier process died between the two. ``refs``: those that there are."""
         candidate, verdict = attempt.candidate, attempt.verdict
-        if candidate is None or verdict is None or attempt.merge is not None:
+        if candidate is None or verdict is None or attempt.merge is not None or verdict.unit:
             return
         if verdict.outcome == "accepted":
             self.accept(attempt, candidate, verdict)
@@ -229,26 +194,18 @@ class Campaign:
         """Take up an attempt that has no verdict yet, on the present tip."""
         candidate = attempt.candidate
         if candidate is not None and candidate.base == self.state.tip:
-            passed = attempt.preflight is not None and attempt.preflight.ok
-            trial = Trial(attempt, candidate, screens=1 if passed or not probed(self.site.config) else 0)
-            steps = list(dict.fromkeys(r.steps for r in attempt.runs
-                                       if r.purpose == "pair" and r.tree == candidate.tree))
-            if len(steps) > 1:  # a run of it was void and repeated with fewer
-                trial.recharged, trial.voided = steps[-1], len(steps) - 1
-            trial.standing = next((Standing(known.hypothesis, known.merges)
-                                   for known in reversed(self.state.certifications)
-                                   if (known.candidate, known.base, known.tree, known.steps) == (
-                                       trial.id, candidate.base, candidate.tree, self.steps_of(trial))), None)
+            trial = Trial(attempt, candidate)
             self.trials.append(trial)
-            if trial.asked:
-                self.consider(trial)
+            if not probed(self.site.config) or (attempt.preflight is not None and attempt.preflight.ok):
+                trial.ready = True
+                self.court.restore(trial)
         else:
             self.build(attempt)
 
     def baseline(self) -> None:
         """Train the incumbent on the first seeds, as many as there are slots. Raises UserError when it fails."""
         count = min(len(self.site.devices), self.spending.budget_runs or max(self.rule.looks), max(self.rule.looks))
-        seeds = self.screening_seeds(count)
+        seeds = self.court.first_seeds(count)
         self.observer.phase("training the incumbent")
         results = self.complete([Need("baseline", self.state.tip, seed, self.bank.tip_steps) for seed in seeds])
         for result in results:  # known to fail since the night before
@@ -282,8 +239,9 @@ class Campaign:
     def give_up_rest(self) -> None:
         """What the budget left without a verdict."""
         for trial in list(self.trials):
-            self.close(trial.attempt, "judge", "the budget was spent before it could be judged", "inconclusive",
-                       pairs=tuple(trial.pairs))
+            spent = self.spending.forbids("pair", self.clock())
+            self.close(trial.attempt, "judge", "the budget was spent before it could be judged" if spent else
+                       "not likely enough to be shown better to certify it", "inconclusive", pairs=tuple(trial.pairs))
             self.trials.remove(trial)
         for attempt in list(self.state.attempts.values()):
             if attempt.verdict is None:
@@ -343,6 +301,8 @@ class Campaign:
         """
         while self.start_wanted():
             pass
+        if not self.court.draws():
+            return False
         if self.drafts.inline:
             return self.slots.free() is not None and self.draw()
         self.ask_ahead()
@@ -370,38 +330,27 @@ class Campaign:
         return self.drafts.pending > 0 and not self.spending.forbids("pair", self.clock())
 
     def start_wanted(self) -> bool:
-        """Start one run that a trial waits for; nearest to a verdict first."""
-        for trial in sorted(self.trials, key=lambda t: (-t.asked, t.attempt.number)):
-            for need in self.wants(trial):
-                device = self.needs.device_for(need.seed) if need.purpose != "preflight" else ""
-                free = self.slots.free(device, need.purpose in ("preflight", "audit"))
-                if free and not self.spending.forbids(need.purpose, self.clock()):
-                    if need.purpose == "pair" and self.begun is None:
-                        self.begun, self.first_number = time.monotonic(), len(self.state.attempts) - len(self.trials)
-                    self.needs.start(need, free, trial.id)
-                    return True
+        """Start one run that a trial waits for; nearest to a verdict first, tiny runs last."""
+        for need, owner in (*self.court.wants(), *self.probes()):
+            device = self.needs.device_for(need.seed) if need.purpose != "preflight" else ""
+            free = self.slots.free(device, need.purpose in ("preflight", "audit"))
+            if free and not self.spending.forbids(need.purpose, self.clock()):
+                if need.purpose == "pair" and self.begun is None:
+                    self.begun, self.first_number = time.monotonic(), len(self.state.attempts) - len(self.trials)
+                self.needs.start(need, free, owner)
+                return True
         return False
 
-    def wants(self, trial: Trial) -> list[Need]:
-        """The runs that this trial still needs and that are not on their way."""
-        candidate, tip = trial.candidate, self.state.tip
-        if not trial.asked:
-            running = any(run_.candidate == trial.id for run_ in self.slots.busy)
-            first, probe = self.site.config.seeds.first, self.site.config.budget.probe_steps
-            return [] if running else [Need("preflight", candidate.head, first, probe)]
-        if trial.due:
-            needs = [self.needs.audit(self.state.results[name]) for name in trial.due]
-        else:
-            steps, screening = self.steps_of(trial), self.screened_on(trial)[: trial.screens]
-            needs = [need for seed in self.seeds(trial)
-                     for need in (Need("pair", candidate.head, seed, steps,
-                                       patch=candidate.patch if seed in screening else None),
-                                  Need("baseline", tip, seed, self.bank.tip_steps))]
-        return [need for need in needs if self.needs.known(need) is None and not self.needs.on_its_way(need)]
+    def probes(self) -> Iterator[tuple[Need, str]]:
+        """The tiny runs that trials wait for."""
+        first, steps = self.site.config.seeds.first, self.site.config.budget.probe_steps
+        for trial in sorted(self.trials, key=lambda t: t.attempt.number):
+            if not trial.ready and not any(run_.candidate == trial.id for run_ in self.slots.busy):
+                yield Need("preflight", trial.candidate.head, first, steps), trial.id
 
     def draw(self) -> bool:
         """Ask for one proposal; False when there is nothing more to propose, or no budget to try it."""
-        if self.exhausted or self.spending.forbids("pair", self.clock()):
+        if not self.more():
             return False
         briefing = self.briefing()
         self.drafts.ask(Draft(dataclasses.replace(briefing, number=briefing.number + self.drafts.drafting)))
@@ -452,6 +401,10 @@ class Campaign:
         """Patch the present tip: a trial. A refusal is shown to the proposer, which may mend it; else it is the
         verdict."""
         proposal = attempt.proposal
+        if proposal.parts:
+            self.close(attempt, "judge", "given up: the tip moved, or the process ended, before it was certified",
+                       "inconclusive")
+            return
         try:
             candidate = build(self.site.repo, self.site.prefix, self.state.tip, proposal, self.site.config.source,
                               self.clock())
@@ -471,7 +424,32 @@ class Campaign:
         trial = Trial(attempt, candidate, repairs)
         self.trials.append(trial)
         if not probed(self.site.config):
-            trial.screens = 1
+            self.enter(trial)
+
+    def enter(self, trial: Trial) -> None:
+        """A trial is fit for full runs."""
+        trial.ready = True
+        self.court.enter(trial)
+
+    def bundle(self, parts: Sequence[Attempt], proposal: Proposal) -> Trial | None:
+        """A new attempt made of others that stand on the tip; None where their patches do not fit together."""
+        try:
+            candidate = combine(self.site.repo, self.site.prefix, self.state.tip, proposal,
+                                [part.proposal for part in parts], self.site.config.source, self.clock())
+        except PatchRefused as refused:
+            self.note(f"{proposal.id} cannot be built: {refused}")
+            return None
+        self.ledger.append("proposal", proposal)
+        self.ledger.append("candidate", candidate)
+        trial = Trial(self.state.attempts[proposal.id], candidate)
+        self.trials.append(trial)
+        if not probed(self.site.config):
+            self.enter(trial)
+        return trial
+
+    def more(self) -> bool:
+        """Whether there may be more proposals."""
+        return not self.exhausted and not self.spending.forbids("pair", self.clock())
 
     def mend(self, attempt: Attempt, problem: str, repairs: int, refusal: Refusal) -> None:
         """Ask the proposer for a repair; ``refusal`` is the verdict where it has none."""
@@ -502,10 +480,9 @@ class Campaign:
                 self.close(trial.attempt, "measure", f"the machine failed {INFRA_TRIES} times: {result.message}",
                            "inconclusive", "infra", tuple(trial.pairs))
                 self.drop(trial)
+                self.court.leave(trial)
         if ended:
-            for trial in list(self.trials):
-                if trial in self.trials and trial.asked:
-                    self.consider(trial)
+            self.court.consider()
         self.observer.jobs([(self.label(run_), progress) for run_, progress in self.slots.progress()])
 
     def absorb_preflight(self, trial: Trial, run_: Run, result: Result) -> None:
@@ -521,70 +498,29 @@ class Campaign:
                                         steps=0 if over else found.steps)
         self.ledger.append("preflight", found)
         if found.ok:
-            trial.screens = 1
+            self.enter(trial)
             return
         self.trials.remove(trial)
+        self.court.leave(trial)
         refusal = Refusal("preflight", found.reason, found.fault)
-        if found.fault:
+        if found.fault and not trial.attempt.proposal.parts:
             problem = f"{found.reason}\n{found.log_tail[-2000:]}"
             self.mend(self.state.attempts[trial.id], problem, trial.repairs, refusal)
         else:
             self.close(trial.attempt, refusal.stage, refusal.reason)
 
-    def consider(self, trial: Trial) -> None:
-        """Form the pairs that are complete, ask the judge, and act on the ruling.
-
-        Until it rules or asks for a run that is not known: after a stop the ledger may know all that it asks for.
-        """
-        while True:
-            self.check_charge(trial)
-            if trial not in self.trials:
-                return
-            trial.pairs = self.pairs(trial)
-            over = guards.complaint(self.site.config.guards, self.guarded(tuple(trial.pairs)))
-            if over:
-                self.close(trial.attempt, "measure", over, pairs=tuple(trial.pairs))
-                self.drop(trial)
-                return
-            standing, noise = trial.standing or Standing(), self.noise()
-            ruling = judge(trial.pairs, self.rule, standing, noise)
-            # a candidate that is behind on every finished seed may be dropped before the rest is in
-            if len(trial.pairs) < trial.asked and not any(pair.fault for pair in trial.pairs) and not (
-                    trial.pairs and isinstance(ruling, Ruling) and ruling.outcome == "rejected"):
-                return
-            trial.due = audits.due(trial.pairs, ruling, self.state) if audits.wanted(self.site.config) else []
-            if trial.due:  # bulk answers alone carry nobody further
-                return
-            if isinstance(ruling, Ruling):
-                return self.rule_on(trial, ruling)
-            if not ruling.fresh and trial.standing is None:
-                trial.screens = len(trial.pairs) + ruling.pairs
-                continue
-            if trial.standing is None:
-                self.certify(trial)
-            known = sum(pair.fresh for pair in trial.pairs)
-            trial.fresh = known + (ruling.pairs if ruling.fresh else min(self.rule.looks))
-
-    def certify(self, trial: Trial) -> None:
-        """Begin a certification: the ledger has its number, and so its level and seeds, before its first run."""
-        number = len(self.state.certifications) + 1
-        self.ledger.append("certify", Certification(trial.id, trial.candidate.base, trial.candidate.tree, number,
-                                                    len(self.state.merges), self.steps_of(trial)))
-        trial.standing = Standing(number, len(self.state.merges))
-
-    def rule_on(self, trial: Trial, ruling: Ruling) -> None:
+    def conclude(self, trial: Trial, found: Conclusion) -> None:
         """Write the verdict; merge and build the others again on the new tip, or keep the refused one."""
         self.drop(trial)
-        fault = next((pair.fault for pair in trial.pairs if pair.fault), None)
-        why = "".join(f" ({self.state.results[pair.candidate_run].message})" for pair in trial.pairs if pair.fault)
-        verdict = Verdict(trial.id, ruling.outcome, "measure" if fault else "judge", ruling.reason + why, fault,
-                          ruling.estimate, tuple(trial.pairs),
-                          ruling.evidence | audits.evidence(trial.pairs, self.state), **self.trust(trial.attempt),
-                          guards=self.guarded(tuple(trial.pairs)))
+        verdict = Verdict(trial.id, found.outcome, found.stage, found.reason, found.fault, found.estimate,
+                          tuple(trial.pairs), found.evidence, **self.trust(trial.attempt),
+                          guards=self.guarded(tuple(trial.pairs)), unit=found.unit)
         self.ledger.append("verdict", verdict)
         attempt = self.state.attempts[trial.id]
-        if ruling.outcome == "accepted":
+        if found.outcome == "accepted" and not found.unit:
             self.accept(attempt, trial.candidate, verdict)
+        elif found.outcome == "accepted":
+            self.chores.append(lambda: forget_weights(self.site, attempt.runs))
         else:
             self.refuse(attempt, trial.candidate, verdict)
         self.observer.attempt(self.state, attempt)
@@ -607,8 +543,10 @@ class Campaign:
         forget_weights(self.site, attempt.runs)
         others, self.trials = self.trials, []
         for other in others:
-            self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
+            if self.court.restarts:
+                self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
             self.build(self.state.attempts[other.id], other.repairs)
+        self.court.moved()
 
     def move_branch(self, merged: Merge) -> None:
         """The compare-and-swap of a merge. Raises UserError when somebody moved the branch meanwhile."""
@@ -619,38 +557,6 @@ class Campaign:
             if elsewhere is None:
                 raise
             raise elsewhere from None
-
-    def check_charge(self, trial: Trial) -> None:
-        """Void a run that cost far more than the tiny run promised; grant fewer steps, and refuse it if that repeats.
-
-        See charge.py.
-        """
-        budget = self.site.config.budget
-        if budget.unit != "charged_steps":
-            return
-        seeds, device = self.seeds(trial), self.site.devices[0]
-        known = [r for seed in seeds if (r := self.bank.incumbent(seed)) and not r.fault]
-        own = [r for seed in seeds if (r := self.bank.result(trial.candidate.tree, seed, self.steps_of(trial)))
-               and not r.fault]
-        if not known or not own:
-            return
-        first = self.bank.at_start()
-        # never more than the start was allowed: five merges that each cost 10 % more would else buy 60 %
-        limit = min(charge.allowed(runs_, budget.dead_band) for runs_ in (known, first) if runs_)
-        cost = charge.cost(own, max((r.startup_charge for r in first), default=0.0),
-                           max((r.evaluate_charge for r in first), default=0.0), device)
-        if cost <= limit:
-            return
-        if trial.voided >= RECHARGES:
-            self.close(trial.attempt, "measure", f"it costs {cost:.1f} charged seconds where {limit:.1f} are allowed, "
-                       f"after {RECHARGES} repeats with fewer steps", fault="timeout", pairs=tuple(trial.pairs))
-            self.drop(trial)
-            return
-        trial.voided += 1
-        trial.recharged = charge.fewer_steps(self.steps_of(trial), cost, limit, budget.dead_band)
-        self.ledger.append("note", {"text": f"{trial.id}: a run cost {cost:.1f} charged seconds where {limit:.1f} "
-                                            f"are allowed; it is void and repeated with {trial.recharged} steps"})
-        trial.screens, trial.fresh, trial.standing, trial.pairs = 1, 0, None, []
 
     def check_incumbent(self, run_: Run, result: Result) -> None:
         """The incumbent must train: the machine gets three tries, the code one. Raises UserError.
@@ -673,52 +579,6 @@ class Campaign:
     def steps_of(self, trial: Trial) -> int:
         passed = self.state.attempts[trial.id].preflight
         return trial.recharged or (passed.steps if passed else self.bank.tip_steps)
-
-    def seeds(self, trial: Trial) -> list[int]:
-        """Seeds of all pairs that are wanted of a trial, the screening ones first."""
-        return self.screened_on(trial)[: trial.screens] + self.fresh_seeds(trial)
-
-    def screened_on(self, trial: Trial) -> list[int]:
-        """Screening seeds of a trial. On several GPUs each trial starts elsewhere: a seed belongs to a device."""
-        found = self.screening_seeds(max(SCREENS, len(self.site.devices)))
-        shift = trial.attempt.number % len(found) if self.site.on_gpus else 0
-        return found[shift:] + found[:shift]
-
-    def screening_seeds(self, count: int) -> list[int]:
-        """``count`` seeds to compare with the tip on: those on which it was certified, then the first ones."""
-        tree, steps, first = self.bank.tree(self.state.tip), self.bank.tip_steps, self.site.config.seeds.first
-        found = [run_.seed for run_ in self.state.alike.get((tree, steps), ())
-                 if run_.purpose == "pair" and run_.seed >= first + SEEDS_APART]
-        return self.usable([*found, *range(first, first + count + len(self.bank.failed(self.state.tip)))], count)
-
-    def fresh_seeds(self, trial: Trial) -> list[int]:
-        """Seeds of a trial's certification: they follow from its number, so no other ever uses them."""
-        if trial.standing is None or not trial.fresh:
-            return []
-        first = self.site.config.seeds.first + SEEDS_APART * trial.standing.hypothesis
-        return self.usable(list(range(first, first + SEEDS_APART)), trial.fresh)
-
-    def usable(self, seeds: list[int], count: int) -> list[int]:
-        """The first ``count`` different seeds but for those on which the tip itself failed: nothing can be compared
-        there."""
-        failed = self.bank.failed(self.state.tip)
-        return [seed for seed in dict.fromkeys(seeds) if seed not in failed][:count]
-
-    def pairs(self, trial: Trial) -> list[Pair]:
-        """Complete pairs of a trial, the screening ones first."""
-        steps = self.steps_of(trial)
-        screens = self.bank.pairs(trial.candidate, steps, self.screened_on(trial)[: trial.screens])
-        fresh = self.bank.pairs(trial.candidate, steps, self.fresh_seeds(trial))
-        return [*screens, *(dataclasses.replace(pair, fresh=True) for pair in fresh)]
-
-    def noise(self) -> float:
-        """Usual sd of a paired difference on the selecting split: the floor, until attempts have shown their own."""
-        known, counted = self.pooled
-        for attempt in self.state.judged[counted:]:
-            assert attempt.verdict is not None
-            known = known.plus([pair.effect(self.rule.select) for pair in attempt.verdict.pairs if not pair.fault])
-        self.pooled = known, len(self.state.judged)
-        return known.sd
 
     def complete(self, needs: list[Need]) -> list[Result]:
         """The results of ``needs``, run where they are not known; in the order asked."""

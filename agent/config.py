@@ -118,6 +118,12 @@ class Judge(Section):
     """When a candidate is merged."""
 
     alpha: float = Field(0.10, gt=0, lt=1, description="false discovery rate of a campaign's merges")
+    policy: Literal["auto", "single", "bundles"] = Field(
+        "auto", description="certify each candidate alone, or in bundles; auto: bundles where proposals do not end and "
+        "there is room for 100 runs")
+    gear: Literal["auto", "paired", "weighing"] = Field(
+        "auto", description="of bundles: screen on the incumbent's seeds, or weigh in designs; auto: by what the first "
+        "candidates show")
     looks: list[int] = Field(default_factory=lambda: [4, 6, 8],
                              description="numbers of fresh pairs at which to decide")
     floor: float = Field(0.002, ge=0, description="smallest believable sd of one paired effect")

@@ -7,6 +7,7 @@ force.
 
 from __future__ import annotations
 
+import datetime
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,16 +33,31 @@ def export_series(repo: Path, start: str, folder: Path) -> Exported:
     UserError when nothing was merged.
     """
     tip = _tip(repo, start)
+    line = _line(repo, start, tip)
     folder.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".export.") as name:
         work = Path(name)
         git.run(repo, "format-patch", "-q", "-o", str(work.resolve()), "--full-index", "--binary", "--text",
-                "--no-renames", "--no-ext-diff", "--no-textconv", "--no-signature", f"{start}..{tip}")
+                "--no-renames", "--no-ext-diff", "--no-textconv", "--no-signature", f"{start}..{line}")
         git.run(repo, "bundle", "create", "-q", str(work.resolve() / BUNDLE), git.ACCEPTED, f"^{start}")
         patches = sorted(path.name for path in work.glob("*.patch"))
         for file in (*patches, BUNDLE):
             (work / file).replace(folder / file)
     return Exported(tuple(folder / file for file in patches), folder / BUNDLE)
+
+
+def _line(repo: Path, start: str, tip: str) -> str:
+    """The tip of the same history with one parent a commit: a bundle's parts are in its merge, once."""
+    below = start
+    for commit, _, _ in git.history(repo, start, tip):
+        parents = git.run(repo, "log", "-1", "--format=%P", commit).decode().split()
+        if parents == [below]:
+            below = commit
+        else:
+            text, date = git.run(repo, "log", "-1", "--format=%B%x00%aI", commit).decode("utf-8", "replace").split("\0")
+            below = git.commit_tree(repo, f"{commit}^{{tree}}", (below,), text,
+                                    datetime.datetime.fromisoformat(date.strip()))
+    return below
 
 
 def export_branch(repo: Path, toplevel: Path, start: str, branch: str) -> str:

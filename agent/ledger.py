@@ -38,7 +38,7 @@ from agent.records import (
 Event = Literal[
     "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "certify", "verdict",
     "merge_intent", "merge", "gain", "note", "stopped", "finished", "promotion",
-    "audit", "ablation", "removal_intent", "removal", "audited",
+    "audit", "ablation", "removal_intent", "removal", "audited", "gate",
 ]
 Clock = Callable[[], datetime.datetime]
 
@@ -87,6 +87,12 @@ class State:
     closings: list[Closing] = field(default_factory=list)
     """Closing audits that came to their end."""
     notes: list[str] = field(default_factory=list)
+    calls: list[dict[str, Any]] = field(default_factory=list)
+    """What the gate was told and asked, in order (bundles.py): done again, they give the same gate."""
+    builds: dict[tuple[str, str], Candidate] = field(default_factory=dict)
+    """Candidates by attempt and by the tip that they were built on."""
+    checks: dict[tuple[str, str], Preflight] = field(default_factory=dict)
+    """Their preflights, by the same."""
     alike: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
     """Runs by tree and steps: how the bank finds them among ten thousand candidates."""
     audited: dict[str, Result] = field(default_factory=dict)
@@ -139,12 +145,17 @@ class State:
             candidate = from_json(Candidate, data)
             attempt = self.attempts[candidate.id]
             attempt.candidate, attempt.preflight = candidate, None
+            self.builds[candidate.id, candidate.base] = candidate
+            self.checks.pop((candidate.id, candidate.base), None)
             made = self.changes.setdefault(candidate.patch.normalised_hash, [])
             if candidate.id not in made:
                 made.append(candidate.id)
         elif event == "preflight":
             preflight = from_json(Preflight, data)
             self.attempts[preflight.candidate].preflight = preflight
+            built = self.attempts[preflight.candidate].candidate
+            if built is not None:
+                self.checks[built.id, built.base] = preflight
         elif event == "run_started":
             run = from_json(Run, data)
             if run.id not in self.runs:
@@ -186,6 +197,8 @@ class State:
             self.promotions = [*kept, promotion]
         elif event in ("audit", "ablation", "removal_intent", "removal", "audited"):
             self._audit(event, data)
+        elif event == "gate":
+            self.calls.append(data)
         elif event == "note":
             self.notes.append(str(data["text"]))
         elif event in ("stopped", "finished"):

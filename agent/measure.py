@@ -103,7 +103,7 @@ def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, ca
         evaluation=None if run.purpose == "preflight" else _evaluation(site, run, source),
         limits=Limits(limits.wall_seconds, limits.memory_mb, limits.processes, limits.log_mb, limits.scratch_mb,
                       limits.weights_mb),
-        keep_weights=run.trains and audits.wanted(config),
+        keep_weights=run.trains and run.purpose != "weigh" and audits.wanted(config),
         compile_cache=str(cache or ""), keep_compile_cache=keep_cache and cache is None,
         warm=tuple(config.train.warm), check=run.purpose == "preflight", max_level=site.level,
         min_level=site.least_level)
@@ -183,6 +183,11 @@ class Slots:
     @property
     def busy(self) -> list[Run]:
         return [slot.run for slot in self._slots if slot.run]
+
+    @property
+    def idle(self) -> int:
+        """Slots without a job, but for those beside."""
+        return sum(slot.run is None and not slot.beside for slot in self._slots)
 
     def free(self, device: str = "", light: bool = False) -> str | None:
         """A device without a job (the given one, if any), or None. ``light``: for a tiny run or an audit."""

@@ -1,7 +1,8 @@
 """Merge exactly what was measured, or keep what was refused with its reason.
 
 All rules of a merge: the verdict is ``accepted`` and is the candidate's own; the candidate stands on the tip; the new
-commit's tree is the candidate's tree; the branch is linear, one commit a merge; the ref moves by compare-and-swap.
+commit's tree is the candidate's tree; one commit a merge on the branch's first-parent line, and for a bundle a second
+parent that shows its parts one by one; the ref moves by compare-and-swap.
 ``prepare_merge`` makes the commit object and moves nothing; the caller writes the intent; ``complete_merge`` moves
 the ref, and may be done again after a crash.
 """
@@ -63,7 +64,8 @@ def prepare_merge(
     if git.resolve(repo, candidate.head, "tree") != candidate.tree:
         raise MergeRefused(f"the commit of {candidate.id} does not hold the tree that was measured")
     text = message(proposal, verdict, conditions)
-    commit = git.commit_tree(repo, candidate.tree, (old_tip,), text, when)
+    parents = (old_tip, candidate.head) if proposal.parts else (old_tip,)
+    commit = git.commit_tree(repo, candidate.tree, parents, text, when)
     return Merge(candidate.id, old_tip, commit, candidate.tree, text.split("\n", 1)[0])
 
 
@@ -173,6 +175,7 @@ def _trailers(proposal: Proposal, verdict: Verdict, conditions: Conditions) -> d
         "Device-seconds": "" if conditions.gpu else seconds,
         "Cost-USD": f"{proposal.cost.usd:.4f}",
         "Proposer": _proposer(proposal),
+        "Parts": " ".join(proposal.parts),
         "Run-Id": f"{conditions.campaign}/{verdict.candidate}",
     }
 

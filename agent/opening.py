@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, engines, git, proposers, queue_patches, resources, runs, site
+from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site
 from agent.config import Config
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
@@ -24,6 +24,12 @@ from sandbox.view import interpreter_roots
 
 OWN = {"lock", "ledger.jsonl", "repo.git", "source", "jobs"}
 """What may lie in the folder of a run that was never opened to its end."""
+
+
+FINITE = ("ideas", "queue")
+"""Proposers whose list ends."""
+BUNDLES_FROM = 100
+"""Training runs of a campaign from which on bundles find more than certifying one by one: docs/LOG.md."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +245,7 @@ def _start(options: Options, folder: Path, continued: Path | None, observer: Obs
         "steps": _tip_steps(before, config) if tip else _steps(config),
         "device": place.devices[0], "corpus": place.data.corpus if place.data else "",
         "config": config.model_dump(mode="json"), "version": __version__, "previous": origin.previous,
+        "policy": _policy(options, config, chosen), "ending": calls.ending(options.budget_runs),
         "unread": bool(tip) and bool(before.campaign.get("unread", before.campaign["proposer"] != "ideas"))}, engine
 
 
@@ -286,7 +293,10 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer) -
         return queue_patches.PatchQueue(queue_patches.read_patches(files), done)
     choice = proposers.choose(_wanted(options), place.config.model)
     observer.note(choice.note)
-    return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done)
+    answered = any(attempt.proposal.author == "llm" and attempt.proposal.cost.completion_tokens
+                   for attempt in state.attempts.values())
+    return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done,
+                                   answered=answered)
 
 
 def _check_ideas(options: Options, place: Site) -> None:
@@ -330,6 +340,18 @@ def _tip_to_continue(before: State, origin: Origin, observer: Observer) -> str:
         observer.note(f"the target has new commits since the last run: this one starts from {origin.start[:12]}")
         return ""
     return before.tip
+
+
+def _policy(options: Options, config: Config, proposer: str) -> str:
+    """How candidates are certified: alone where the campaign would end before a bundle is full. Raises UserError."""
+    judge = config.judge
+    if judge.policy == "bundles" and judge.min_effect:
+        raise UserError("judge.min_effect is set, and bundles are certified against no effect at all.",
+                        'Set judge.policy = "single" in ratchet.toml, or take min_effect out.')
+    if judge.policy != "auto":
+        return judge.policy
+    ends = proposer in FINITE or (options.budget_runs is not None and options.budget_runs < BUNDLES_FROM)
+    return "single" if ends or judge.min_effect else "bundles"
 
 
 def _tip_steps(before: State, config: Config) -> int:

@@ -22,7 +22,7 @@ from agent.config import Source
 from agent.policy import Changed, PatchRefused, check, check_effect, check_path, check_size, normalised_hash
 from agent.records import Candidate, Edit, Patch, Proposal
 
-__all__ = ["BRANCH", "PatchRefused", "build", "read_diff"]
+__all__ = ["BRANCH", "PatchRefused", "applied", "build", "chain", "combine", "read_diff"]
 
 BRANCH = "candidate/"
 _HUNK = re.compile(r"@@(?:\s*-(\d+)(?:,\d+)?\s+\+\d+(?:,\d+)?\s*@@|.*)")
@@ -48,18 +48,51 @@ def build(
     weight = len(proposal.diff) + sum(len(edit.search) + len(edit.replace) for edit in proposal.edits)
     if weight > 8 * source.max_patch_kb * 1024:
         raise PatchRefused("size", f"the edits are {weight // 1024} KiB; the limit is {source.max_patch_kb}.")
-    files = Files(repo, base, prefix, source)
-    if proposal.diff:
-        apply_diff(files, proposal.diff)
-    else:
-        apply_edits(files, proposal.edits)
-    tree = git.write_tree(repo, base, prefix, files.changes())
+    tree = applied(repo, prefix, base, proposal, source)
     changed = check(repo, base, tree, prefix, source)
     patch = _describe(repo, base, tree, prefix, changed)
     check_size(patch.added, patch.removed, patch.diff, source)
     check_effect(changed)
     message = f"{_printable(proposal.title)}\n\n{_printable(proposal.hypothesis)}\n"
     head = git.commit_tree(repo, tree, (base,), message, when)
+    git.update_ref(repo, f"refs/heads/{BRANCH}{proposal.id}", head, None)
+    return Candidate(proposal.id, f"{BRANCH}{proposal.id}", base, head, tree, patch)
+
+
+def applied(repo: Path, prefix: str, base: str, proposal: Proposal, source: Source) -> str:
+    """The tree of ``base`` with the proposal's edits made. Raises PatchRefused where they do not fit there."""
+    files = Files(repo, base, prefix, source)
+    if proposal.diff:
+        apply_diff(files, proposal.diff)
+    else:
+        apply_edits(files, proposal.edits)
+    return git.write_tree(repo, base, prefix, files.changes())
+
+
+def chain(
+    repo: Path, prefix: str, base: str, parts: Sequence[Proposal], source: Source,
+    when: datetime.datetime | None = None,
+) -> str:
+    """The last of a chain of commits on ``base``, one a part in the order given: each part's edits are made again on
+    what the ones before it left. Raises PatchRefused where they do not fit there."""
+    head = base
+    for part in parts:
+        text = (f"{_printable(part.title)}\n\n{_printable(part.hypothesis)}\n\nPart of a bundle: not certified alone."
+                f"\n\nCandidate: {part.id}\n")
+        head = git.commit_tree(repo, applied(repo, prefix, head, part, source), (head,), text, when)
+    return head
+
+
+def combine(
+    repo: Path, prefix: str, base: str, proposal: Proposal, parts: Sequence[Proposal], source: Source,
+    when: datetime.datetime | None = None,
+) -> Candidate:
+    """A candidate of several others' edits: ``chain`` of them. Raises PatchRefused, also where the whole breaks a rule
+    that its parts keep."""
+    head = chain(repo, prefix, base, parts, source, when)
+    tree = git.resolve(repo, head, "tree") or ""
+    changed = check(repo, base, tree, prefix, source)
+    patch = _describe(repo, base, tree, prefix, changed)
     git.update_ref(repo, f"refs/heads/{BRANCH}{proposal.id}", head, None)
     return Candidate(proposal.id, f"{BRANCH}{proposal.id}", base, head, tree, patch)
 

@@ -52,15 +52,19 @@ def choose(wanted: Wanted, model: config.Model) -> Choice:
 
 
 def open_proposer(choice: Choice, model: config.Model, prompts: Path, seed: int, done: Collection[str] = (),
-                  sleep: Callable[[float], None] = time.sleep) -> Proposer:
+                  sleep: Callable[[float], None] = time.sleep, answered: bool = False) -> Proposer:
     """The proposer of ``choice``. ``prompts`` holds the templates and ``ideas/``; ``done``: cards already attempted.
+
+    ``answered``: the endpoint has answered in this campaign before, so that a refused key now is no error to stop at.
 
     ``sleep`` waits between tries, up to ten minutes; give one that ends early when the user stops the campaign.
     """
     if choice.kind == "ideas":
         return IdeaBook(packaged_ideas(prompts / "ideas"), seed, done)
     base, name = config.endpoint(model)
-    return LlmProposer(Endpoint(model, config.key(model), base, name, sleep=sleep), model, prompts, sleep=sleep)
+    endpoint = Endpoint(model, config.key(model), base, name, sleep=sleep)
+    endpoint.answered = answered
+    return LlmProposer(endpoint, model, prompts, sleep=sleep)
 
 
 def _check(base: str, key: str, model: config.Model) -> None:

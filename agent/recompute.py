@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from agent import ablation, audits, git, merge
+from agent import ablation, audits, calls, git, merge
 from agent.config import Config
 from agent.errors import UserError
 from agent.judge import Rule, Ruling, Standing, estimate, judge, rule_of
@@ -41,8 +41,15 @@ def recompute(state: State, attempt: Attempt, repo: Path) -> list[Figure]:
     config = Config.model_validate(state.campaign["config"])
     rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
     pairs = [_pair(state, pair) for pair in verdict.pairs]
-    standing = _standing(state, attempt)
-    again = _again(verdict, pairs, rule, standing, state)
+    if state.calls and verdict.stage == "judge" and (attempt.merge or attempt.proposal.parts):
+        again = _gate_again(verdict, pairs, rule, state, attempt)
+    elif state.calls and verdict.stage == "judge":
+        said = calls.rulings(state, rule).get(attempt.proposal.id)
+        again = replace(verdict, pairs=tuple(pairs), estimate=estimate(pairs, rule), outcome=said.outcome if said else
+                        "inconclusive", evidence=(calls.plain(said.evidence) if said else {})
+                        | audits.evidence(pairs, state))
+    else:
+        again = _again(verdict, pairs, rule, _standing(state, attempt), state)
     written = merge.figures(verdict)
     if attempt.merge is not None:
         written = {name: _trailer(repo, attempt.merge.new_tip, name) for name in written}
@@ -123,6 +130,19 @@ def _again(verdict: Verdict, pairs: list[Pair], rule: Rule, standing: Standing, 
         return replace(verdict, pairs=tuple(pairs), estimate=estimate(pairs, rule))
     return replace(verdict, pairs=tuple(pairs), estimate=ruling.estimate, outcome=ruling.outcome,
                    evidence=ruling.evidence | audits.evidence(pairs, state))
+
+
+def _gate_again(verdict: Verdict, pairs: list[Pair], rule: Rule, state: State, attempt: Attempt) -> Verdict:
+    """The verdict that the gate gives on the fresh pairs, at the level that follows from its certification's place."""
+    passed, why, told = calls.proven(state, attempt, pairs, rule)
+    estimated = verdict.estimate
+    if passed and estimated is not None:
+        estimated = calls.estimated(told, rule)
+    elif estimated is not None:
+        estimated = estimate(pairs, rule)
+    return replace(verdict, pairs=tuple(pairs), outcome="accepted" if passed else verdict.outcome if
+                   verdict.outcome != "accepted" else "inconclusive", reason=why or verdict.reason, estimate=estimated,
+                   evidence=calls.plain(told) | audits.evidence(pairs, state))
 
 
 def _trailer(repo: Path, commit: str, name: str) -> str:

@@ -14,10 +14,11 @@ from pydantic import TypeAdapter
 
 from sandbox.job import Fault, Result, Tier
 
-Author = Literal["llm", "ideas", "search", "human"]
+Author = Literal["llm", "ideas", "search", "human", "gate"]
+"""``gate``: a bundle of other attempts, made to be certified together."""
 Stage = Literal["propose", "patch", "preflight", "measure", "judge", "merge"]
 Outcome = Literal["accepted", "rejected", "inconclusive"]
-Purpose = Literal["baseline", "preflight", "pair", "final", "audit", "ablation"]
+Purpose = Literal["baseline", "preflight", "pair", "final", "audit", "ablation", "weigh"]
 
 T = TypeVar("T")
 
@@ -59,6 +60,8 @@ class Proposal:
     cost: Cost = Cost()
     source: str = ""
     """Where it came from: model name, card id, or patch file."""
+    parts: tuple[str, ...] = ()
+    """Of a bundle: the attempts that it is made of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +143,15 @@ class Certification:
     merges: int
     steps: int = 0
     """Of the candidate's runs: after a run that cost too much, fewer steps are another certification."""
+    gear: Literal["", "weighing", "paired"] = ""
+    """Of the gate (agent/gate); empty: certified alone by judge.py, and what follows is not used."""
+    looks: tuple[int, ...] = ()
+    expected: float = 0.0
+    """Gain that selection promised: only for giving up early."""
+    sd: float = 0.0
+    degrees: float = 0.0
+    """Run-to-run sd of the weighing gear and its degrees of freedom."""
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,6 +198,8 @@ class Verdict:
     """Lowest isolation level of the runs behind it; None when nothing was run."""
     guards: dict[str, Guard] = field(default_factory=dict)
     """Measures beside the loss, against the start; empty where nothing was seen."""
+    unit: str = ""
+    """Of an accepted part of a bundle: the bundle's attempt, which alone was certified and merged."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,9 @@ def _facts(state: State) -> str:
 def _summary(state: State, rows: list[view.Row]) -> str:
     count = {kind: sum(r.kind == kind for r in rows) for kind in ("accepted", "refused", "untrained", "failed")}
     merged = ", ".join(f"\"{_cell(r.title)}\"" for r in rows if r.kind == "accepted")
-    said = [f"**{count['accepted']} of {len(rows)} attempts were merged**{f': {merged}' if merged else ''}.",
+    parts = sum(r.kind == "bundled" for r in rows)
+    bundled = f" {parts} of the attempts are in it as parts of bundles, certified together." if parts else ""
+    said = [f"**{count['accepted']} of {len(rows)} attempts were merged**{f': {merged}' if merged else ''}.{bundled}",
             f"{count['refused']} were trained and not merged, {count['untrained']} were refused before a "
             f"full training run, {count['failed']} failed in a run.", _gain(state),
             f"All of it took {view.spent_line(state)}."]

@@ -29,6 +29,19 @@ class Spending:
                 return True
         return self.out_of_time(now)
 
+    def left(self, now: datetime.datetime) -> int | None:
+        """Training runs that may still be started; None where neither a number nor a time limits them."""
+        found = []
+        if self.budget_runs is not None:
+            reserve = min(2 * self.site.config.judge.final_pairs, self.budget_runs // 3)
+            found.append(self.budget_runs - reserve - self.used_runs)
+        if self.until is not None and self.state.longest:
+            slots = len(self.site.devices)
+            rounds = -(-2 * self.site.config.judge.final_pairs // slots) + 1
+            seconds = (self.until - now).total_seconds() - self.state.longest * rounds
+            found.append(int(seconds / self.state.longest * slots))
+        return max(0, min(found)) if found else None
+
     @property
     def used_runs(self) -> int:
         return self.state.trained

@@ -353,6 +353,7 @@ print("quality:", 1 - error / guess)
 
 _RULE = """
 [judge]
+policy = "single"
 looks = [3]
 final_pairs = 2
 

@@ -17,8 +17,8 @@ from agent.errors import UserError
 from agent.ledger import Attempt, State
 from agent.records import Estimate, Fault, Outcome, Pair, Promotion, Stage, Transfer
 
-Kind = Literal["accepted", "refused", "untrained", "failed", "open"]
-"""accepted; trained and not merged; refused before a full run; failed in a run; not yet decided."""
+Kind = Literal["accepted", "bundled", "refused", "untrained", "failed", "open"]
+"""accepted; merged as a part of a bundle that was; trained and not merged; refused before a full run; failed in a run; not yet decided."""
 
 UNTRAINED: tuple[Stage, ...] = ("propose", "patch", "preflight")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
@@ -80,7 +80,7 @@ def kind(attempt: Attempt) -> Kind:
     if verdict is None:
         return "open"
     if verdict.outcome == "accepted":
-        return "accepted"
+        return "bundled" if verdict.unit else "accepted"
     if verdict.stage in UNTRAINED:
         return "untrained"
     return "failed" if verdict.fault not in (None, "behind") else "refused"
@@ -188,7 +188,7 @@ def spent_line(state: State) -> str:
 def status_lines(state: State, alive: bool) -> list[str]:
     """``ratchet status`` for a person."""
     told, facts = status(state, alive), state.campaign
-    undecided = told["attempts"] - told["refused"] - sum(r.kind == "accepted" for r in rows(state))
+    undecided = told["attempts"] - told["refused"] - sum(r.kind in ("accepted", "bundled") for r in rows(state))
     lines = [
         f"run       {clean(told['run'])} ({told['state']})",
         f"target    {target_line(state)}",

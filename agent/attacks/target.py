@@ -228,6 +228,7 @@ amount = 40
 probe_steps = 8
 
 [judge]
+policy = "single"
 looks = [3]
 final_pairs = 2
 

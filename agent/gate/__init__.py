@@ -17,11 +17,12 @@ pair with the incumbent on equal seeds:
 What is guaranteed: the false discovery rate of merged units, and the chance of any merge without a true effect, stay
 below ``alpha``. Patches inside a bundle were selected by their own runs but are not certified alone.
 
-So far ``bench policy`` alone drives it, in simulated campaigns. A live campaign does not bundle or weigh yet: it
-certifies one candidate at a time by judge.py, on the same evidence.
+Live campaigns drive it through bundles.py, ``bench policy`` in simulated ones. Short campaigns, which would end before
+its first bundle is full, certify one candidate at a time by judge.py, on the same evidence.
 """
 
 from agent.gate.machine import Gate
-from agent.gate.words import Ask, Draw, Gear, Outcome, Pause, Ruling, Settings, Stage
+from agent.gate.proof import Proof
+from agent.gate.words import Ask, Draw, Failed, Gear, Outcome, Pause, Ruling, Settings, Stage
 
-__all__ = ["Ask", "Draw", "Gate", "Gear", "Outcome", "Pause", "Ruling", "Settings", "Stage"]
+__all__ = ["Ask", "Draw", "Failed", "Gate", "Gear", "Outcome", "Pause", "Proof", "Ruling", "Settings", "Stage"]

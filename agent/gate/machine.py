@@ -12,7 +12,7 @@ from agent.gate.batch import Batch
 from agent.gate.beliefs import Candidate
 from agent.gate.book import Book
 from agent.gate.proof import Numbers, Pair, Proof
-from agent.gate.words import Ask, Draw, Gear, Outcome, Pause, Ruling, Settings, Stage
+from agent.gate.words import Ask, Draw, Failed, Gear, Outcome, Pause, Ruling, Settings, Stage
 
 INFRA_TRIES = 3
 """Starts of a run that the machine may fail before the campaign pauses."""
@@ -49,7 +49,7 @@ class Gate:
         self._batch: Batch | None = None
         self._proof: Proof | None = None
         self._accepted: Proof | None = None
-        self._rulings: list[Ruling] = []
+        self._rulings: list[Ruling | Failed] = []
         self._pause = ""
 
     # -------------------------------------------------------------------------------------------------- the host's side
@@ -78,19 +78,27 @@ class Gate:
         """Candidates without a ruling."""
         return tuple(self._candidates)
 
-    def next(self, slots: int, may_draw: bool = True, left: int | None = None) -> list[Ask | Draw | Ruling | Pause]:
+    @property
+    def proof(self) -> Proof | None:
+        """The certification under way; to be read, not written."""
+        return self._proof
+
+    def next(self, slots: int, may_draw: bool = True, left: int | None = None
+             ) -> list[Ask | Draw | Ruling | Failed | Pause]:
         """Rulings reached since the last call, then at most ``slots`` runs or draws.
 
         ``left`` is the number of runs that may still be started; ``may_draw`` says whether there are proposals. Nothing
         at all with nothing running means that there is nothing left to do: ``close``.
         """
         self._settle()
-        said: list[Ask | Draw | Ruling | Pause] = list(self._rulings)
+        said: list[Ask | Draw | Ruling | Failed | Pause] = list(self._rulings)
         self._rulings = []
         if self._pause:
             said.append(Pause(self._pause))
         if self._pause or self._accepted:
             return said
+        if self.gear is None and self._calibrated and not may_draw and not self._unsounded():
+            self._choose_gear(final=True)
         room = math.inf if left is None else left
         while slots > 0 and room > 0:
             step = self._step(may_draw, room)
@@ -121,9 +129,8 @@ class Gate:
                 if pair.arm and not pair.arm.fault:
                     self._book.incumbent_ran(pair.arm.loss, pair.seed)
             self._accepted = None
-        elif self._proof:
-            self._book.place(self._proof.unit, "staged")
-            self._proof = None
+        else:
+            self._void("the tip moved while it was certified")
         for name, candidate in list(self._candidates.items()):
             candidate.fade()
             if name not in applies:
@@ -137,12 +144,21 @@ class Gate:
         """The host did not merge an accepted unit, for reasons of its own; the tip stays."""
         self._accepted = None
 
+    def withdraw(self, name: str) -> None:
+        """The host takes a candidate out, whatever is known of it: no ruling follows, and its runs no longer count.
+
+        Raises KeyError for one that is not live.
+        """
+        if self._proof and name in self._proof.unit:
+            self._void(f"{name} was taken out while it was certified")
+        del self._candidates[name]
+
     def resume(self) -> None:
         """After a Pause: what it was for is mended."""
         self._pause, self._failures = "", 0
         self._infra.clear()
 
-    def close(self, reason: str = "the campaign ended") -> list[Ruling]:
+    def close(self, reason: str = "the campaign ended") -> list[Ruling | Failed]:
         """The end: every live candidate is inconclusive. Runs under way no longer count."""
         for name in list(self._candidates):
             self._rule("inconclusive", (name,), reason)
@@ -257,17 +273,17 @@ class Gate:
         for candidate in sorted(idle, key=lambda c: c.place == "waiting"):
             if self.gear is None and len(candidate.paired) >= 2:
                 continue  # waits for the choice of the gear
-            if candidate.place == "waiting":
-                if ending and self.gear == "weighing" and self._batch:
-                    continue
-                candidate.place = "screening"
-                candidate.sounding = self.gear is None or (
-                    self.gear == "paired" and self._sounded < self.settings.soundings[0])
+            if candidate.place == "waiting" and ending and self.gear == "weighing" and self._batch:
+                continue
             seed = self._fresh() if self.gear == "weighing" else self._banked(candidate)
             if seed is None:  # the incumbent has run no seed that is new to it
                 if any(ask.stage == "calibrate" and ask.tip == self.tip for ask in self._running.values()):
                     continue
                 return self._ask("calibrate", (), self._fresh())
+            if candidate.place == "waiting":
+                candidate.place = "screening"
+                candidate.sounding = self.gear is None or (
+                    self.gear == "paired" and self._sounded < self.settings.soundings[0])
             candidate.used.add(seed)
             candidate.running += 1
             self._screened += 1
@@ -370,12 +386,18 @@ class Gate:
         elif self._sounded >= self.settings.soundings[0]:
             self._choose_gear()
 
-    def _choose_gear(self) -> None:
-        """Candidates have run on two seeds, whatever they showed; more of them do where the answer is not clear."""
+    def _unsounded(self) -> bool:
+        """Whether there are candidates left to learn from how well patches pair."""
+        return any(len(candidate.paired) < 2 for candidate in self._candidates.values())
+
+    def _choose_gear(self, final: bool = False) -> None:
+        """Candidates have run on two seeds, whatever they showed; more of them do where the answer is not clear and
+        more will come (not ``final``)."""
         if self._book.pairing is None or self._book.apart is None:
             return
         share = self._book.pairing.typical / self._book.apart.typical
-        if self._sounded < self.settings.soundings[1] and abs(math.log(share / self.settings.pairing)) < UNCLEAR:
+        clear = self._sounded >= self.settings.soundings[1] or abs(math.log(share / self.settings.pairing)) >= UNCLEAR
+        if not clear and not final:
             return
         self._book.gear = "paired" if share < self.settings.pairing else "weighing"
         for candidate in list(self._candidates.values()):
@@ -468,6 +490,8 @@ class Gate:
             self._rule("accepted", proof.unit, why, proof.numbers())
             return
         self._book.repeated([p.arm.loss for p in proof.pairs if p.arm and not p.arm.fault])
+        if len(proof.unit) > 1:
+            self._rulings.append(Failed(proof.unit, why, proof.numbers()))
         members = [self._candidates[name] for name in proof.unit if name in self._candidates]
         members.sort(key=lambda c: -self._book.belief(c).mean)
         kept = members[:(len(members) + 1) // 2] if len(members) > 1 and not proof.half else []
@@ -488,6 +512,14 @@ class Gate:
                 elif self.gear == "paired" and chance < self.settings.sure:
                     candidate.place = "screening"
 
+    def _void(self, why: str) -> None:
+        """Give up the certification under way: its members are staged again."""
+        if self._proof:
+            if len(self._proof.unit) > 1:
+                self._rulings.append(Failed(self._proof.unit, why))
+            self._book.place(self._proof.unit, "staged")
+            self._proof = None
+
     def _rule(self, outcome: str, unit: tuple[str, ...], reason: str, told: Numbers | None = None) -> None:
         for name in unit:
             self._candidates.pop(name)
@@ -497,6 +529,6 @@ class Gate:
             self._rulings.append(Ruling("rejected" if outcome == "rejected" else "inconclusive", unit, reason,
                                         told or {}))
 
-    def _rulings_since(self) -> list[Ruling]:
+    def _rulings_since(self) -> list[Ruling | Failed]:
         said, self._rulings = self._rulings, []
         return said

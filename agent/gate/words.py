@@ -108,6 +108,15 @@ class Ruling:
 
 
 @dataclass(frozen=True, slots=True)
+class Failed:
+    """A certification that a bundle did not pass, or that was given up: what becomes of its members is said apart."""
+
+    unit: tuple[str, ...]
+    reason: str
+    evidence: dict[str, float | str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Pause:
     """The incumbent, or the machine, fails: nothing is asked for until ``resume``."""
 
