@@ -22,7 +22,8 @@ from sandbox.job import Progress
 Jobs = list[tuple[str, Progress | None]]
 
 STYLE: dict[view.Kind, str] = {
-    "accepted": "bold green", "bundled": "green", "refused": "bright_black", "untrained": "yellow", "failed": "red", "open": "default"}
+    "accepted": "bold green", "bundled": "green", "refused": "bright_black", "untrained": "yellow", "failed": "red",
+    "open": "default"}
 SHOWN = 8
 """Verdicts that the live screen keeps in sight."""
 QUIET_SECONDS = 60.0

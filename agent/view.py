@@ -18,7 +18,8 @@ from agent.ledger import Attempt, State
 from agent.records import Estimate, Fault, Outcome, Pair, Promotion, Stage, Transfer
 
 Kind = Literal["accepted", "bundled", "refused", "untrained", "failed", "open"]
-"""accepted; merged as a part of a bundle that was; trained and not merged; refused before a full run; failed in a run; not yet decided."""
+"""accepted; merged as a part of a bundle that was; trained and not merged; refused before a full run; failed in a
+run; not yet decided."""
 
 UNTRAINED: tuple[Stage, ...] = ("propose", "patch", "preflight")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2028\u2029\u2066-\u2069]")
