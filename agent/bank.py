@@ -30,6 +30,8 @@ class Bank:
     def tip_steps(self) -> int:
         """Steps of the incumbent's runs: those that its candidate was charged, or its removal granted."""
         start = int(self._state.campaign["steps"])
+        if self._state.reverted:
+            return self._state.reverted.steps
         if self._state.removals:
             return self._state.removals[-1].steps
         if not self._state.merges:

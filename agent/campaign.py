@@ -48,7 +48,9 @@ from agent.records import (
     Merge,
     Pair,
     Proposal,
+    Removal,
     Result,
+    Revert,
     Run,
     Stage,
     Tier,
@@ -57,6 +59,7 @@ from agent.records import (
 from agent.screen import Observer
 from agent.single import Single
 from agent.spending import Spending
+from agent.steering import Steering
 
 __all__ = ["Campaign", "Options", "run"]
 
@@ -115,6 +118,7 @@ class Campaign:
         self.slots = Slots(self.site, opened.engine, 0 if self.drafts.inline else idle_cores(self.site))
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
+        self.steering = Steering(self)
         self.chores: list[Callable[[], None]] = []
         """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
         killed process left undone."""
@@ -140,9 +144,10 @@ class Campaign:
         self.baseline()
         self.observer.phase("trying proposals")
         while True:
+            self.steering.obey()
             drawn = self.fill()
             self.tidy()
-            if not (drawn or self.slots.busy or self.awaited() or self.court.pending()):
+            if not (drawn or self.slots.busy or self.awaited() or self.court.pending() or self.steering.holds()):
                 break
             self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
             self.receive()
@@ -161,7 +166,7 @@ class Campaign:
             for _, result in self.slots.wait(1.0):
                 self.ledger.append("run_finished", result)
             waited += 1.0
-        self.ledger.append("stopped", {"reason": "interrupted"})
+        self.ledger.append("stopped", {"reason": self.steering.reason})
 
     def resume(self) -> None:
         """Finish what an earlier process began: a merge, live jobs, candidates without a verdict."""
@@ -169,6 +174,10 @@ class Campaign:
         if pending is not None:
             self.move_branch(pending)
             self.ledger.append("merge", pending)
+        undone = self.state.pending_revert
+        if undone is not None:
+            self.move_branch(undone)
+            self.ledger.append("revert", undone)
         ended = [(run_, result) for run_ in self.state.open_runs if (result := self.slots.attach(run_)) is not None]
         refs = git.refs(self.site.repo)
         for attempt in list(self.state.attempts.values()):
@@ -252,7 +261,7 @@ class Campaign:
 
     def measure_gain(self) -> None:
         """Start against tip on fresh seeds and the final split, which nothing has read before."""
-        if not self.state.merges or self.state.gain is not None:
+        if not self.state.kept or self.state.gain is not None:
             return
         self.observer.phase("measuring the gain on fresh seeds")
         start, config = self.site.start, self.site.config
@@ -299,6 +308,8 @@ class Campaign:
 
         One such idea at a time: what ended jobs show may free or fill the slots.
         """
+        if self.steering.resting:
+            return False
         while self.start_wanted():
             pass
         if not self.court.draws():
@@ -388,6 +399,12 @@ class Campaign:
     def receive_mended(self, answer: Answer, broken: Proposal) -> None:
         refusal = answer.draft.refusal
         assert refusal is not None
+        if self.state.attempts[broken.id].verdict:  # vetoed meanwhile
+            cost = answer.failure.cost if answer.failure else answer.proposal.cost if answer.proposal else None
+            if cost is not None:
+                self.ledger.append("proposal", dataclasses.replace(
+                    broken, cost=add_costs(broken.cost, cost) if answer.failure else cost))
+            return
         if answer.failure is not None:
             spent = dataclasses.replace(broken, cost=add_costs(broken.cost, answer.failure.cost))
             self.ledger.append("proposal", spent)
@@ -511,6 +528,8 @@ class Campaign:
 
     def conclude(self, trial: Trial, found: Conclusion) -> None:
         """Write the verdict; merge and build the others again on the new tip, or keep the refused one."""
+        if self.steering.withhold(trial, found):
+            return
         self.drop(trial)
         verdict = Verdict(trial.id, found.outcome, found.stage, found.reason, found.fault, found.estimate,
                           tuple(trial.pairs), found.evidence, **self.trust(trial.attempt),
@@ -541,14 +560,18 @@ class Campaign:
         self.move_branch(prepared)
         self.ledger.append("merge", prepared)
         forget_weights(self.site, attempt.runs)
-        others, self.trials = self.trials, []
+        self.start_over()
+
+    def start_over(self) -> None:
+        """Build the other trials again, on the new tip."""
+        others, self.trials = [*self.trials, *self.steering.release()], []
         for other in others:
             if self.court.restarts:
                 self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
             self.build(self.state.attempts[other.id], other.repairs)
         self.court.moved()
 
-    def move_branch(self, merged: Merge) -> None:
+    def move_branch(self, merged: Merge | Removal | Revert) -> None:
         """The compare-and-swap of a merge. Raises UserError when somebody moved the branch meanwhile."""
         try:
             merge.complete_merge(self.site.repo, merged)
@@ -588,8 +611,9 @@ class Campaign:
                 return [found for need in needs if (found := self.needs.known(need)) is not None]
             for need in missing:
                 device = self.slots.free(self.needs.device_for(need.seed))
-                if device and not self.needs.on_its_way(need):
+                if device and not self.steering.resting and not self.needs.on_its_way(need):
                     self.needs.start(need, device, None)
+            self.steering.obey(resting_only=True)
             self.absorb(self.slots.wait(TICK_SECONDS))
 
     def drop(self, trial: Trial) -> None:
@@ -621,7 +645,7 @@ class Campaign:
             known = self.state.results
             return [(known[p.incumbent_run], known[p.candidate_run]) for p in some if not p.fault]
 
-        done = [self.state.attempts[merged.candidate].verdict for merged in self.state.merges]
+        done = [self.state.attempts[merged.candidate].verdict for merged in self.state.kept]
         return guards.weigh(self.bank.at_start(), [runs_of(verdict.pairs) for verdict in done if verdict],
                             runs_of(pairs))
 

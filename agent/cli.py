@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from agent import __version__, runs, view
+from agent import __version__, cli_steering, runs, view
 from agent.errors import UserError
 from agent.ledger import State, replay
 
@@ -314,6 +314,9 @@ def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(he
     from agent import bench
     with _end_like_ctrl_c():
         raise typer.Exit(bench.run(name, as_json, context.args))
+
+
+cli_steering.add(app)
 
 
 def main() -> NoReturn:

@@ -66,6 +66,8 @@ def plan(state: State, repo: Path, config: Config, pairs: int) -> Plan:
                         f"Move it back:  git --git-dir {repo} update-ref {git.ACCEPTED} {state.tip[:12]}") from error
     merged = {one.new_tip: one for one in state.merges}
     gone = {commit for one in state.removals for commit in one.removes} | {one.new_tip for one in state.removals}
+    gone |= {one.new_tip for one in state.merges} - {one.new_tip for one in state.kept}
+    gone |= {one.new_tip for one in state.reverts}
     judge, prefix = config.judge, str(state.campaign.get("prefix") or "")
     now = _tip_steps(state)
     kept = [entry for entry in line if entry[0] not in gone]
@@ -107,6 +109,8 @@ def _examined(state: State, repo: Path, config: Config, tip: str, commit: str, p
 
 def _tip_steps(state: State) -> int:
     """Steps of the tip that the ledger knows."""
+    if state.reverted:
+        return state.reverted.steps
     if state.removals:
         return state.removals[-1].steps
     return _steps_of(state, state.merges[-1]) if state.merges else int(state.campaign["steps"])

@@ -131,6 +131,7 @@ class Judge(Section):
     early_stop: float = Field(0.0, ge=0, lt=1, description="share of a screening run after which it is stopped when "
                               "its training loss is not ahead of the incumbent's; 0: never")
     final_pairs: int = Field(3, ge=2, description="fresh seeds for the final number")
+    approve: bool = Field(False, description="merges wait for a person: ratchet approve ID, or ratchet veto ID")
     audit_margin: float | None = Field(None, ge=0, description="what the closing audit may lose by a removal, and at "
                                        "most half of what the merge was certified to gain; left out: the floor")
 

@@ -21,14 +21,17 @@ from agent.records import (
     Candidate,
     Certification,
     Closing,
+    Cost,
     Gain,
     Merge,
+    Order,
     Plan,
     Preflight,
     Promotion,
     Proposal,
     Removal,
     Result,
+    Revert,
     Run,
     Verdict,
     from_json,
@@ -38,9 +41,16 @@ from agent.records import (
 Event = Literal[
     "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "certify", "verdict",
     "merge_intent", "merge", "gain", "note", "stopped", "finished", "promotion",
+    "order", "waiting", "revert_intent", "revert", "forecast",
     "audit", "ablation", "removal_intent", "removal", "audited", "gate",
 ]
 Clock = Callable[[], datetime.datetime]
+
+
+def seconds_between(before: str, after: str) -> float:
+    """Seconds between two times of a ledger; never less than 0, whatever the clock did."""
+    first, last = datetime.datetime.fromisoformat(before), datetime.datetime.fromisoformat(after)
+    return max(0.0, (last - first).total_seconds())
 
 
 def utc_now() -> datetime.datetime:
@@ -93,6 +103,35 @@ class State:
     """Candidates by attempt and by the tip that they were built on."""
     checks: dict[tuple[str, str], Preflight] = field(default_factory=dict)
     """Their preflights, by the same."""
+    orders: list[Order] = field(default_factory=list)
+    """What a person told the campaign while it ran, in the order in which it was taken."""
+    paused: bool = False
+    stopping: bool = False
+    """No further job is to be started, and the campaign ends when the running ones have."""
+    waiting: dict[str, str] = field(default_factory=dict)
+    """Candidates that wait for a person's approval, with the tree that was measured."""
+    reverts: list[Revert] = field(default_factory=list)
+    pending_revert: Revert | None = None
+    reverted: Revert | None = None
+    """The last move of the tip, where that was a revert."""
+    forecasts: list[dict[str, Any]] = field(default_factory=list)
+    """What the campaign was expected to spend (agent/forecast.py), the newest last."""
+    broke: list[str] = field(default_factory=list)
+    """Runs that the machine failed."""
+    held: float = 0.0
+    """Seconds that jobs held a slot, those of tiny runs and audits included."""
+    light: float = 0.0
+    """Those of tiny runs and audits alone."""
+    longest_light: float = 0.0
+    """Seconds of the longest tiny run or audit."""
+    paid: Cost = field(default_factory=Cost)
+    """What the model has cost."""
+    dearest: Cost = field(default_factory=Cost)
+    """Field by field the most that one question to the model has cost."""
+    worked: float = 0.0
+    """Wall seconds of the processes before the present one."""
+    session: str = ""
+    """When the present process began."""
     alike: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
     """Runs by tree and steps: how the bank finds them among ten thousand candidates."""
     audited: dict[str, Result] = field(default_factory=dict)
@@ -123,12 +162,22 @@ class State:
         return sum(attempt.proposal.cost.usd for attempt in self.attempts.values())
 
     @property
+    def kept(self) -> list[Merge]:
+        """Merges that no person took back."""
+        back = {one.candidate for one in self.reverts}
+        return [one for one in self.merges if one.candidate not in back]
+
+    @property
     def refused(self) -> list[Attempt]:
         return [a for a in self.attempts.values() if a.verdict and a.verdict.outcome != "accepted"]
 
     def apply(self, event: str, data: dict[str, Any], time: str) -> None:
         """Advance by one event. Pure: no clock, no disk."""
         self.first_time = self.first_time or time
+        if event == "started":
+            if self.session:
+                self.worked += seconds_between(self.session, self.last_time)
+            self.session, self.stopping = time, False
         if event != "promotion":  # not of the night
             self.last_time = time
         if event == "started":
@@ -137,6 +186,7 @@ class State:
         elif event == "proposal":
             proposal = from_json(Proposal, data)
             known = self.attempts.get(proposal.id)
+            self._pay(proposal.cost, known.proposal.cost if known else Cost())
             if known:  # repaired
                 known.proposal = proposal
             else:
@@ -147,6 +197,7 @@ class State:
             attempt.candidate, attempt.preflight = candidate, None
             self.builds[candidate.id, candidate.base] = candidate
             self.checks.pop((candidate.id, candidate.base), None)
+            self.waiting.pop(candidate.id, None)
             made = self.changes.setdefault(candidate.patch.normalised_hash, [])
             if candidate.id not in made:
                 made.append(candidate.id)
@@ -170,6 +221,7 @@ class State:
         elif event == "run_finished":
             result = from_json(Result, data)
             self.results[result.id] = result
+            self._hold(result)
             ended = self.runs.get(result.id)
             if ended is not None and ended.purpose == "audit" and result.fault != "infra":
                 self.audited[ended.audits] = result
@@ -181,6 +233,7 @@ class State:
             verdict = from_json(Verdict, data)
             judged = self.attempts[verdict.candidate]
             judged.verdict, judged.ended = verdict, time
+            self.waiting.pop(verdict.candidate, None)
             self.judged.append(judged)
         elif event == "merge_intent":
             self.pending_merge = from_json(Merge, data)
@@ -188,7 +241,7 @@ class State:
             merge = from_json(Merge, data)
             self.merges.append(merge)
             self.attempts[merge.candidate].merge = merge
-            self.tip, self.pending_merge = merge.new_tip, None
+            self.tip, self.pending_merge, self.reverted = merge.new_tip, None, None
         elif event == "gain":
             self.gain = from_json(Gain, data)
         elif event == "promotion":
@@ -199,10 +252,51 @@ class State:
             self._audit(event, data)
         elif event == "gate":
             self.calls.append(data)
+        elif event in ("order", "waiting", "revert_intent", "revert"):
+            self._steer(event, data)
+        elif event == "forecast":
+            self.forecasts.append(data)
         elif event == "note":
             self.notes.append(str(data["text"]))
         elif event in ("stopped", "finished"):
             self.phase = "stopped" if event == "stopped" else "finished"
+
+    def _steer(self, event: str, data: dict[str, Any]) -> None:
+        """Events of what a person told the campaign."""
+        if event == "order":
+            order = from_json(Order, data)
+            self.orders.append(order)
+            if order.kind in ("pause", "resume"):
+                self.paused = order.kind == "pause"
+            elif order.kind in ("stop", "stop-after-current") and not order.refused:
+                self.stopping = True
+        elif event == "waiting":
+            self.waiting[str(data["candidate"])] = str(data["tree"])
+        elif event == "revert_intent":
+            self.pending_revert = from_json(Revert, data)
+        else:
+            self.reverted = from_json(Revert, data)
+            self.reverts.append(self.reverted)
+            self.tip, self.pending_revert = self.reverted.new_tip, None
+
+    def _hold(self, result: Result) -> None:
+        """Count what a job held a slot for."""
+        run = self.runs.get(result.id)
+        self.held += result.seconds
+        if run is not None and not run.trains:
+            self.light += result.seconds
+            self.longest_light = max(self.longest_light, result.seconds)
+        if result.fault == "infra" and result.message != "stopped":
+            self.broke.append(result.id)
+
+    def _pay(self, cost: Cost, before: Cost) -> None:
+        """Count a proposal's cost, of which ``before`` is known."""
+        def more(name: str) -> Any:
+            return getattr(cost, name) - getattr(before, name)
+
+        names = ("usd", "prompt_tokens", "completion_tokens", "calls", "seconds")
+        self.paid = Cost(*(getattr(self.paid, name) + more(name) for name in names))
+        self.dearest = Cost(*(max(getattr(self.dearest, name), more(name)) for name in names))
 
     def _audit(self, event: str, data: dict[str, Any]) -> None:
         """Events of a closing audit. From its plan on, the tip is what the accepted branch really holds."""
@@ -216,7 +310,7 @@ class State:
         elif event == "removal":
             removal = from_json(Removal, data)
             self.removals.append(removal)
-            self.tip, self.pending_removal = removal.new_tip, None
+            self.tip, self.pending_removal, self.reverted = removal.new_tip, None, None
         else:
             self.closings.append(from_json(Closing, data))
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from agent import git, guards
-from agent.records import Ablation, Candidate, Merge, Pair, Proposal, Removal, Tier, Verdict
+from agent.records import Ablation, Candidate, Merge, Order, Pair, Proposal, Removal, Revert, Tier, Verdict
 
 REFUSED = "refs/ratchet/refused/"
 SUBJECT_WIDTH, BODY_WIDTH = 72, 80
@@ -91,12 +91,25 @@ def prepare_removal(
     return Removal(found.audit, old_tip, commit, found.tree, steps, found.commits, text.split("\n", 1)[0])
 
 
+def prepare_revert(repo: Path, order: Order, merged: Merge, old_tip: str, tree: str, steps: int, campaign: str,
+                   when: datetime.datetime | None = None) -> Revert:
+    """The commit, as an object, that takes ``merged`` out of the tip because a person said so; no ref moves.
+
+    ``tree``: the tip without it. Nothing was measured of it: its message claims no effect.
+    """
+    body = ["The owner took this merge back while the campaign ran." + (f" Why: {order.text}" if order.text else "")]
+    text = _compose(subject(f'Revert "{merged.subject}"'), body, {"Run-Id": f"{campaign}/order-{order.number}"})
+    text = text.rstrip("\n") + f"\nReverts: {merged.new_tip}\n"
+    commit = git.commit_tree(repo, tree, (old_tip,), text, when)
+    return Revert(order.number, merged.candidate, old_tip, commit, tree, steps, text.split("\n", 1)[0])
+
+
 def removal_figures(found: Ablation) -> dict[str, str]:
     """The trailers of a removal that follow from the runs alone. Effects are "without it" minus the tip."""
     return figures(Verdict("", "accepted", "judge", found.reason, None, found.estimate, found.pairs, found.evidence))
 
 
-def complete_merge(repo: Path, merge: Merge | Removal, ref: str = git.ACCEPTED) -> None:
+def complete_merge(repo: Path, merge: Merge | Removal | Revert, ref: str = git.ACCEPTED) -> None:
     """Move ``ref`` from the old tip to the new one. Done already: success. Raises git.RefMoved when it is elsewhere."""
     if git.resolve(repo, merge.new_tip, "tree") != merge.tree:
         raise MergeRefused(f"{merge.new_tip[:12]} does not hold the tree that was measured")

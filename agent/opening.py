@@ -22,7 +22,7 @@ from sandbox import box
 from sandbox.engine import Engine
 from sandbox.view import interpreter_roots
 
-OWN = {"lock", "ledger.jsonl", "repo.git", "source", "jobs"}
+OWN = {"lock", "ledger.jsonl", "repo.git", "source", "jobs", "night.log", "orders.jsonl"}
 """What may lie in the folder of a run that was never opened to its end."""
 
 
@@ -186,7 +186,7 @@ def reopen_finished(options: Options, folder: Path, state: State, unread: bool, 
 
 def moved_branch(state: State, repo: Path) -> UserError | None:
     """What to say where the accepted branch is not where the ledger says; None where it is."""
-    pending = state.pending_merge or state.pending_removal
+    pending = state.pending_merge or state.pending_removal or state.pending_revert
     known = {state.tip, *((pending.old_tip, pending.new_tip) if pending else ())}
     found = git.resolve(repo, git.ACCEPTED)
     if found is None or found in known:
@@ -348,6 +348,11 @@ def _policy(options: Options, config: Config, proposer: str) -> str:
     if judge.policy == "bundles" and judge.min_effect:
         raise UserError("judge.min_effect is set, and bundles are certified against no effect at all.",
                         'Set judge.policy = "single" in ratchet.toml, or take min_effect out.')
+    if judge.approve and judge.policy == "bundles":
+        raise UserError("judge.approve is set: a person approves one change at a time, not a bundle.",
+                        'Set judge.policy = "single" in ratchet.toml, or take approve out.')
+    if judge.approve:
+        return "single"
     if judge.policy != "auto":
         return judge.policy
     ends = proposer in FINITE or (options.budget_runs is not None and options.budget_runs < BUNDLES_FROM)
@@ -359,6 +364,8 @@ def _tip_steps(before: State, config: Config) -> int:
     start = before.campaign
     if (start["preset"], start["amount"], start["unit"]) != (config.preset, config.budget.amount, config.budget.unit):
         return _steps(config)
+    if before.reverted:
+        return before.reverted.steps
     if before.removals:
         return before.removals[-1].steps
     runs_ = before.attempts[before.merges[-1].candidate].runs if before.merges else []

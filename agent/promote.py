@@ -119,7 +119,7 @@ def _promoted(options: Options, folder: Path, state: State, say: Say) -> Promoti
 
 def _check(options: Options, folder: Path, state: State) -> None:
     """Raises UserError where there is nothing to promote, or nothing was asked for."""
-    if not state.merges:
+    if not state.kept:
         raise UserError(f"Run {folder.name} has merged nothing, so there is nothing to promote.",
                         "`ratchet log` says what was tried and why it was refused.")
     if not (options.preset or options.steps):
@@ -164,10 +164,10 @@ def _arms(place: Site, state: State, each: bool) -> tuple[dict[str, str], dict[s
     arms = {"start": str(state.campaign["start"]), "tip": state.tip}
     titles: dict[str, str] = {}
     stuck = set()
-    for merge in state.merges if each else ():
+    for merge in state.kept if each else ():
         titles[merge.candidate] = state.attempts[merge.candidate].proposal.title or merge.candidate
         tree = git.without(place.repo, state.tip, [merge.new_tip]) or rebuilt(
-            place.repo, place.prefix, place.start, [state.attempts[other.candidate].proposal for other in state.merges
+            place.repo, place.prefix, place.start, [state.attempts[other.candidate].proposal for other in state.kept
                                                     if other.candidate != merge.candidate], place.config.source)
         if tree is None:
             stuck.add(merge.candidate)

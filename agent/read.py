@@ -7,13 +7,14 @@ machine.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from agent.config import Config
 from agent.ledger import Attempt, State
 from agent.quote import one_line, rounded
 from agent.records import Outcome, Stage, Tier, Verdict
+from agent.wishes import wishes
 
 SHOWN_CHARACTERS = 400_000
 """Editable source shown at most: about 115,000 tokens at 3.5 characters each."""
@@ -62,6 +63,8 @@ class Briefing:
     preset: str
     attempts_left: int | None
     """Attempts after this one; None where only the clock limits them."""
+    wishes: tuple[str, ...] = ()
+    """What the owner said while the campaign ran, oldest first."""
 
 
 def brief(config: Config, state: State, files: Mapping[str, str], protected: Mapping[str, str], *,
@@ -73,13 +76,15 @@ def brief(config: Config, state: State, files: Mapping[str, str], protected: Map
     """
     shown, left_out = _fit(files, SHOWN_CHARACTERS, config.train.command)
     interface, hidden = _fit(protected, PROTECTED_CHARACTERS, config.train.command)
+    back = {one.candidate for one in state.reverts}
     finished = [attempt for attempt in state.attempts.values() if attempt.verdict]
     return Briefing(
         tip=state.tip, number=len(state.attempts) + 1, files=shown, protected=interface,
         omitted=(*left_out, *hidden), editable=tuple(config.source.editable),
         max_patch_lines=config.source.max_patch_lines, metric=config.metric.name, direction=config.metric.direction,
         budget=budget or budget_text(config), tier=config.evaluate.tier, calibration=rounded(calibration),
-        history=tuple(_line(attempt) for attempt in finished), preset=config.preset, attempts_left=attempts_left)
+        history=tuple(_line(attempt, back) for attempt in finished), preset=config.preset, attempts_left=attempts_left,
+        wishes=wishes(state))
 
 
 def budget_text(config: Config) -> str:
@@ -93,7 +98,8 @@ def budget_text(config: Config) -> str:
     return f"{budget.amount:g} {budget.unit}"
 
 
-def _line(attempt: Attempt) -> HistoryLine:
+def _line(attempt: Attempt, back: Collection[str] = ()) -> HistoryLine:
+    """``back``: ids of the merges that the owner took back."""
     verdict = attempt.verdict
     assert verdict is not None
     estimate = verdict.estimate
@@ -103,9 +109,10 @@ def _line(attempt: Attempt) -> HistoryLine:
     else:  # the estimate is on a split that a proposer never sees: the mean on val instead
         seen = [pair.effect("val") for pair in verdict.pairs if "val" in pair.candidate and "val" in pair.incumbent]
         effect = round(sum(seen) / len(seen), 3) if seen else None
+    taken_back = "the owner took it back; " if attempt.proposal.id in back else ""
     return HistoryLine(
         id=attempt.proposal.id, title=one_line(attempt.proposal.title, 100), outcome=verdict.outcome,
-        stage=verdict.stage, reason=one_line(_reason(verdict), 240), effect=effect, low=low, high=high)
+        stage=verdict.stage, reason=one_line(taken_back + _reason(verdict), 240), effect=effect, low=low, high=high)
 
 
 def _reason(verdict: Verdict) -> str:

@@ -119,7 +119,8 @@ def _standing(state: State, attempt: Attempt) -> Standing:
     if not places:
         return Standing()
     base = state.certifications[places[-1] - 1].base
-    tips = [str(state.campaign["start"]), *(done.new_tip for done in state.merges)]
+    tips = [str(state.campaign["start"]), *(done.new_tip for done in state.merges),
+            *(done.new_tip for done in state.reverts)]
     return Standing(places[-1], tips.index(base) if base in tips else 0)
 
 

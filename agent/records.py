@@ -18,6 +18,7 @@ Author = Literal["llm", "ideas", "search", "human", "gate"]
 """``gate``: a bundle of other attempts, made to be certified together."""
 Stage = Literal["propose", "patch", "preflight", "measure", "judge", "merge"]
 Outcome = Literal["accepted", "rejected", "inconclusive"]
+OrderKind = Literal["pause", "resume", "stop", "stop-after-current", "steer", "forget", "veto", "revert", "approve"]
 Purpose = Literal["baseline", "preflight", "pair", "final", "audit", "ablation", "weigh"]
 
 T = TypeVar("T")
@@ -301,6 +302,39 @@ class Examined:
 
 
 @dataclass(frozen=True, slots=True)
+class Order:
+    """What a person told a running campaign from another terminal (agent/steering.py), as it was taken."""
+
+    number: int
+    """Its place in the run's orders, from 1: the same order is never taken twice."""
+    kind: OrderKind
+    text: str = ""
+    """The words of a ``steer``; why, of the others."""
+    candidate: str = ""
+    """Id of the attempt that it is about."""
+    given: str = ""
+    """When it was given."""
+    tree: str = ""
+    """What was measured, of an ``approve``: another tree needs another one."""
+    refused: str = ""
+    """Why it was not followed; empty: it was."""
+
+
+@dataclass(frozen=True, slots=True)
+class Revert:
+    """The accepted branch moved to a commit that takes one merge out of the tip again, because a person said so."""
+
+    order: int
+    candidate: str
+    old_tip: str
+    new_tip: str
+    tree: str
+    steps: int
+    """Steps of the new tip's runs."""
+    subject: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """The start of a closing audit, written before its runs: it fixes seeds, looks, levels and margins."""
 
@@ -375,9 +409,10 @@ class Closing:
 
 
 __all__ = [
-    "Ablation", "Author", "Candidate", "Certification", "Closing", "Cost", "Edit", "Estimate", "Examined", "Fault",
-    "Gain", "Guard", "Merge", "Outcome", "Pair", "Patch", "Plan", "Preflight", "Promotion", "Proposal", "Purpose",
-    "Removal", "Result", "Run", "Sooner", "Stage", "Tier", "Transfer", "Verdict", "from_json", "to_json",
+    "Ablation", "Author", "Candidate", "Certification", "Closing", "Cost", "Edit", "Estimate", "Examined",
+    "Fault", "Gain", "Guard", "Merge", "Order", "OrderKind", "Outcome", "Pair", "Patch", "Plan", "Preflight",
+    "Promotion", "Proposal", "Purpose", "Removal", "Result", "Revert", "Run", "Sooner", "Stage", "Tier",
+    "Transfer", "Verdict", "from_json", "to_json",
 ]
 
 

@@ -15,7 +15,7 @@ from typing import Any, Literal
 from agent import guards
 from agent.errors import UserError
 from agent.ledger import Attempt, State
-from agent.records import Estimate, Fault, Outcome, Pair, Promotion, Stage, Transfer
+from agent.records import Estimate, Fault, Order, Outcome, Pair, Promotion, Stage, Transfer
 
 Kind = Literal["accepted", "bundled", "refused", "untrained", "failed", "open"]
 """accepted; merged as a part of a bundle that was; trained and not merged; refused before a full run; failed in a
@@ -140,6 +140,9 @@ def status(state: State, alive: bool) -> dict[str, Any]:
         "attempts": len(kinds),
         "merged": len(state.merges),
         "refused": len(state.refused),
+        "reverted": len(state.reverts),
+        "waiting": sorted(state.waiting),
+        "paused": state.paused,
         "tip": state.tip,
         "gain": _gain(state),
         "spent": {"runs": training_runs(state), "seconds": round(state.device_seconds, 3),
@@ -167,7 +170,7 @@ def gain_line(state: State) -> str:
     """The final gain in one line, or why there is none."""
     gain = state.gain
     if gain is None and state.phase == "finished":
-        return "not measured; the notes say why" if state.merges else "none: nothing was merged"
+        return "not measured; the notes say why" if state.kept else "none: nothing was merged"
     if gain is None:
         return "not measured yet: that is done once, at the end of the run, on fresh seeds"
     ends = f" ({gain.start:.4f} -> {gain.tip:.4f})" if gain.start is not None and gain.tip is not None else ""
@@ -196,7 +199,11 @@ def status_lines(state: State, alive: bool) -> list[str]:
         f"attempts  {told['attempts']}: {told['merged']} merged, {told['refused']} refused"
         + (f", {undecided} in work" if undecided else ""),
         f"tip       {state.tip[:12]}" + (" (the start: nothing merged yet)" if not state.merges else
-                                         f" {clean(state.merges[-1].subject)}"),
+                                         f" {clean((state.reverted or state.merges[-1]).subject)}"),
+        *(["paused    no further job is started until `ratchet resume`"] if state.paused else []),
+        *(f"waiting   {clean(name)} for approval: ratchet approve {state.attempts[name].number}"
+          for name in state.waiting),
+        *(f"order     {order_line(one)}" for one in state.orders[-3:]),
         f"gain      {gain_line(state)}",
         *(f"promoted  {transfer_line(one, one.parts[0])}" for one in state.promotions if one.tip == state.tip),
         f"spent     {spent_line(state)}",
@@ -206,6 +213,12 @@ def status_lines(state: State, alive: bool) -> list[str]:
         lines.insert(1, f"goes on   from the accepted tip of {clean(str(facts['previous']))}")
     last = [r for r in rows(state) if r.outcome][-3:]
     return lines + [f"last      {log_line(r)}" for r in last] + [f"note      {clean(n)}" for n in state.notes[-3:]]
+
+
+def order_line(order: Order) -> str:
+    """What a person told the campaign, in one line."""
+    said = " ".join(clean(part) for part in (order.kind, order.candidate, order.text) if part)
+    return f"{order.number}: {said}" + (f" (not followed: {clean(order.refused)})" if order.refused else "")
 
 
 def target_line(state: State) -> str:
@@ -266,6 +279,8 @@ def show_lines(state: State, attempt: Attempt, folder: str) -> list[str]:
               f"reason      {r.reason or '-'}", f"effect      {_effect_line(state, r)}"]
     if attempt.merge:
         lines.append(f"merged as   {attempt.merge.new_tip} (tree {attempt.merge.tree[:12]})")
+        lines += [f"taken back  {one.new_tip}, by order {one.order}" for one in state.reverts
+                  if one.candidate == proposal.id]
         lines += [f"promoted    {transfer_line(one, part)}" for one in state.promotions for part in one.parts
                   if part.of == proposal.id]
     if verdict and verdict.evidence:
