@@ -17,8 +17,10 @@ merged candidate are the bank of the new tip, and a resumed campaign finds what 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shutil
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
@@ -30,10 +32,13 @@ from agent.config import Config
 from agent.court import Conclusion, Court, Trial
 from agent.drafts import Answer, Draft, Drafts, Refusal
 from agent.errors import UserError
+from agent.forecast import Forecaster
+from agent.hooks import Hooks
 from agent.judge import Rule, estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
+from agent.nightlog import Logged
 from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
 from agent.patch import build, combine
 from agent.policy import PatchRefused
@@ -86,7 +91,8 @@ def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
     """Run a campaign to its end or until it is interrupted. Returns the exit code. Raises UserError."""
     folder, continued = choose_folder(options, clock)
     folder.mkdir(parents=True, exist_ok=True)
-    with runs.lock(folder):
+    log = observer = Logged(observer, folder)
+    with contextlib.closing(log), runs.lock(folder):
         try:
             opened = open_campaign(options, folder.resolve(), continued, observer, clock)
         except BaseException:
@@ -101,6 +107,9 @@ def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
             raise
         finally:
             campaign.slots.stop(campaign.slots.busy)  # whatever ended the night: no job outlives it
+            if (error := sys.exception()) is not None:
+                log.failed(error)
+            campaign.hooks.end(error)
             opened.close()
     return 0
 
@@ -112,13 +121,15 @@ class Campaign:
         self.site, self.ledger, self.proposer = opened.site, opened.ledger, opened.proposer
         self.observer, self.clock = observer, clock
         self.bank = Bank(self.site, self.state)
-        self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
+        self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until,
+                                 lambda: self.drafts.pending)
         config = self.site.config
         self.drafts = Drafts(self.proposer, config.model.parallel if self.proposer.name == "llm" else 0)
         self.slots = Slots(self.site, opened.engine, 0 if self.drafts.inline else idle_cores(self.site))
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
         self.steering = Steering(self)
+        self.forecaster, self.hooks = Forecaster(self), Hooks(config.hooks, self)
         self.chores: list[Callable[[], None]] = []
         """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
         killed process left undone."""
@@ -139,12 +150,13 @@ class Campaign:
     def night(self) -> None:
         """The order of the night."""
         self.resume()
+        self.tick(resting_only=True)
         if not self.drafts.inline:
             self.ask_ahead()
         self.baseline()
         self.observer.phase("trying proposals")
         while True:
-            self.steering.obey()
+            self.tick()
             drawn = self.fill()
             self.tidy()
             if not (drawn or self.slots.busy or self.awaited() or self.court.pending() or self.steering.holds()):
@@ -157,6 +169,12 @@ class Campaign:
         self.ledger.append("finished", {})
         report.write(self.state, self.site.folder)
         self.observer.finished(self.state)
+
+    def tick(self, resting_only: bool = False) -> None:
+        """What is looked at again and again: orders, forecasts that are due, news for the owner's hooks."""
+        self.steering.obey(resting_only)
+        self.forecaster.look(self.clock())
+        self.hooks.look()
 
     def stop(self) -> None:
         """End the running jobs and say in the ledger that the night was stopped, not lost."""
@@ -178,6 +196,7 @@ class Campaign:
         if undone is not None:
             self.move_branch(undone)
             self.ledger.append("revert", undone)
+            self.court.moved()
         ended = [(run_, result) for run_ in self.state.open_runs if (result := self.slots.attach(run_)) is not None]
         refs = git.refs(self.site.repo)
         for attempt in list(self.state.attempts.values()):
@@ -247,6 +266,9 @@ class Campaign:
 
     def give_up_rest(self) -> None:
         """What the budget left without a verdict."""
+        cap = self.spending.reached(self.clock()) or self.spending.questions_spent
+        if cap:
+            self.observer.note(f"the night ends at its cap: {cap}")
         for trial in list(self.trials):
             spent = self.spending.forbids("pair", self.clock())
             self.close(trial.attempt, "judge", "the budget was spent before it could be judged" if spent else
@@ -265,7 +287,7 @@ class Campaign:
             return
         self.observer.phase("measuring the gain on fresh seeds")
         start, config = self.site.start, self.site.config
-        count = self.spending.final_pairs()
+        count = self.spending.final_pairs(self.clock())
         if count < 2:
             self.note("the gain was not measured: too few runs were left of the budget")
             return
@@ -361,7 +383,7 @@ class Campaign:
 
     def draw(self) -> bool:
         """Ask for one proposal; False when there is nothing more to propose, or no budget to try it."""
-        if not self.more():
+        if not self.more() or self.spending.forbids_question():
             return False
         briefing = self.briefing()
         self.drafts.ask(Draft(dataclasses.replace(briefing, number=briefing.number + self.drafts.drafting)))
@@ -466,11 +488,11 @@ class Campaign:
 
     def more(self) -> bool:
         """Whether there may be more proposals."""
-        return not self.exhausted and not self.spending.forbids("pair", self.clock())
+        return not (self.exhausted or self.spending.questions_spent) and not self.spending.forbids("pair", self.clock())
 
     def mend(self, attempt: Attempt, problem: str, repairs: int, refusal: Refusal) -> None:
         """Ask the proposer for a repair; ``refusal`` is the verdict where it has none."""
-        if repairs >= self.site.config.model.repairs:
+        if repairs >= self.site.config.model.repairs or self.spending.forbids_question():
             self.close(attempt, refusal.stage, refusal.reason, fault=refusal.fault)
             return
         self.drafts.ask(Draft(self.briefing(), attempt.proposal, problem, repairs + 1, refusal))
@@ -613,7 +635,7 @@ class Campaign:
                 device = self.slots.free(self.needs.device_for(need.seed))
                 if device and not self.steering.resting and not self.needs.on_its_way(need):
                     self.needs.start(need, device, None)
-            self.steering.obey(resting_only=True)
+            self.tick(resting_only=True)
             self.absorb(self.slots.wait(TICK_SECONDS))
 
     def drop(self, trial: Trial) -> None:

@@ -71,6 +71,9 @@ def run_command(
     name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None, folder: RunsOption = RUNS,
     level: LevelOption = 3, unconfined: UnconfinedOption = False, fresh: FreshOption = False,
     engine: EngineOption = "",
+    cap: Annotated[list[str] | None, typer.Option("--cap", metavar="NAME=N", show_default=False,
+                                                  help="A cap of ratchet.toml's [caps], e.g. usd=5 or gpu_hours=8; may "
+                                                  "be given several times.")] = None,
 ) -> None:
     """Run a campaign, or go on with the newest one that is not finished. Ctrl-C stops it cleanly."""
     if proposer not in ("", "llm", "ideas"):
@@ -79,7 +82,7 @@ def run_command(
     from agent.campaign import Options
     _campaign(Options(repo=target, preset=preset, name=name, proposer=proposer, budget_runs=budget_runs,
                       until=until, seed=seed, slots=slots, max_level=level, unconfined=unconfined, fresh=fresh,
-                      runs=folder, engine=engine))
+                      runs=folder, engine=engine, caps=tuple(cap or ())))
 
 
 @app.command("try")

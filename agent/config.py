@@ -12,7 +12,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -22,6 +22,7 @@ from sandbox.job import Tier
 FILE = "ratchet.toml"
 LEAST = """[train]  command = "python train.py"  [evaluate]  pattern = 'loss: ([-+.\\w]+)'"""
 """The smallest config that can run."""
+News = Literal["merge", "trouble", "approval", "end"]
 EngineKind = Literal["local", "ray", "slurm"]
 PLACEHOLDERS = ("seed", "steps", "seconds", "preset", "device", "out")
 """What ``train.command`` may hold in braces."""
@@ -136,6 +137,21 @@ class Judge(Section):
                                        "most half of what the merge was certified to gain; left out: the floor")
 
 
+class Caps(Section):
+    """What a whole campaign may spend; 0: no cap. Each holds back what the final number needs (agent/spending.py)."""
+
+    hours: float = Field(0, ge=0, description="wall hours that it works; see also --until")
+    gpu_hours: float = Field(0, ge=0, description="hours that jobs hold a slot: GPU-hours on GPUs, CPU-slot-hours "
+                             "elsewhere")
+    usd: float = Field(0, ge=0, description="dollars, for the model and at usd_per_gpu_hour for slots")
+    tokens: int = Field(0, ge=0, description="tokens of the model, both ways")
+    experiments: int = Field(0, ge=0, description="training runs of full length; --budget-runs wins")
+    disk_gb: float = Field(0, ge=0, description="gigabytes (1e9) of the run's folder")
+    usd_per_gpu_hour: float = Field(0, ge=0, description="price of an hour that a job holds a slot")
+    audit_pairs: int = Field(0, ge=0, description="pairs a merge of a closing audit afterwards, for which as much is "
+                             "left of the caps; 0: nothing")
+
+
 class Guards(Section):
     """What a merge may cost beside the loss, as a multiple of the campaign's start (agent/guards.py); 0: no cap."""
 
@@ -151,6 +167,17 @@ class Guards(Section):
         if 0 < value < 1:
             raise ValueError("is below 1, the start itself: every patch would have to shrink first")
         return value
+
+
+class Hooks(Section):
+    """What is told elsewhere while a campaign runs; see docs/service.md."""
+
+    run: str = Field("", description="command line of yours, run outside any box; one JSON object on its standard "
+                         "input")
+    url: str = Field("", description="the same object is posted here")
+    url_variable: str = Field("", description="environment variable that holds the URL, where it is a secret")
+    on: list[News] = Field(default_factory=lambda: list(get_args(News)), description="what is told")
+    seconds: float = Field(10, gt=0, description="deadline of one hook")
 
 
 class LimitsTable(Section):
@@ -211,6 +238,8 @@ class Config(Section):
     seeds: Seeds = Seeds()
     judge: Judge = Judge()
     guards: Guards = Guards()
+    caps: Caps = Caps()
+    hooks: Hooks = Hooks()
     limits: LimitsTable = LimitsTable()
     engine: Engine = Engine()
     model: Model = Model()
@@ -260,6 +289,11 @@ def load(folder: Path, preset: str = "") -> Config:
 def key(model: Model) -> str:
     """The API key from the environment, or an empty string."""
     return os.environ.get(model.key_variable, "").strip()
+
+
+def hook_url(hooks: Hooks) -> str:
+    """Where hooks post to, or an empty string."""
+    return os.environ.get(hooks.url_variable, "").strip() if hooks.url_variable else hooks.url
 
 
 def endpoint(model: Model) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from typing import Any, Literal
 import openai
 import tenacity
 
-from agent import config
+from agent import config, prices
 from agent.answers import BadRequest, EndpointError, Garbage, Reply, Transient, read_reply, refusal
 from agent.propose import add_costs
 from agent.quote import one_line
@@ -177,8 +177,7 @@ class Endpoint:
         """``cost`` with USD by the config's prices, unless the server gave its own."""
         if cost.usd:
             return cost
-        usd = (cost.prompt_tokens * self._model.usd_per_million_prompt
-               + cost.completion_tokens * self._model.usd_per_million_completion) / 1e6
+        usd = prices.find(self._model, self.name, self.base_url).usd(cost.prompt_tokens, cost.completion_tokens)
         return add_costs(cost, Cost(usd=usd))
 
     def _scrub(self, text: str) -> str:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site
-from agent.config import Config
+from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site, spending
+from agent.config import Caps, Config
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
@@ -55,6 +55,8 @@ class Options:
     runs: Path = Path("runs")
     engine: str = ""
     """"", "local", "ray" or "slurm"."""
+    caps: tuple[str, ...] = ()
+    """``NAME=VALUE``, laid over [caps] of the config."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +130,9 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
             observer.note(f"going on with run {folder.name}: {len(ledger.state.attempts)} attempts, "
                           f"{len(ledger.state.merges)} merged so far")
             until, budget_runs = _limits(ledger.state, until, budget_runs, clock(), observer)
+        begun_with = Caps.model_validate(facts["caps"]) if facts.get("caps") else place.config.caps
+        caps = spending.parse_caps(options.caps, begun_with)
+        place = dataclasses.replace(place, config=place.config.model_copy(update={"caps": caps}))
         level, unread = _level(engine, place), _unread(options, place, ledger.state, facts)
         unconfined = options.unconfined or bool(facts.get("unconfined"))
         _check_box(level, unread and not unconfined, None if engine.remote else folder)
@@ -135,7 +140,7 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
         ledger.append("started", facts | {
             "level": level, "unread": unread, "unconfined": unconfined, "engine": engine.kind,
             "devices": list(place.devices), "slots": len(place.devices),
-            "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
+            "budget_runs": budget_runs, "caps": caps.model_dump(), "until": until.isoformat() if until else ""})
         opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs,
                         engine.runner)
         on_failure.pop_all()
@@ -245,7 +250,8 @@ def _start(options: Options, folder: Path, continued: Path | None, observer: Obs
         "steps": _tip_steps(before, config) if tip else _steps(config),
         "device": place.devices[0], "corpus": place.data.corpus if place.data else "",
         "config": config.model_dump(mode="json"), "version": __version__, "previous": origin.previous,
-        "policy": _policy(options, config, chosen), "ending": calls.ending(options.budget_runs),
+        "policy": _policy(options, config, chosen),
+        "ending": calls.ending(options.budget_runs or config.caps.experiments or None),
         "unread": bool(tip) and bool(before.campaign.get("unread", before.campaign["proposer"] != "ideas"))}, engine
 
 
@@ -355,7 +361,8 @@ def _policy(options: Options, config: Config, proposer: str) -> str:
         return "single"
     if judge.policy != "auto":
         return judge.policy
-    ends = proposer in FINITE or (options.budget_runs is not None and options.budget_runs < BUNDLES_FROM)
+    budget = options.budget_runs or config.caps.experiments or None
+    ends = proposer in FINITE or (budget is not None and budget < BUNDLES_FROM)
     return "single" if ends or judge.min_effect else "bundles"
 
 

@@ -235,8 +235,10 @@ def until_time(text: str | None, now: datetime.datetime) -> datetime.datetime | 
         if len(text) <= 5:
             clock = datetime.time.fromisoformat(text if len(text) == 5 else "0" + text)
             local = now.astimezone()
-            moment = datetime.datetime.combine(local.date(), clock, local.tzinfo)
-            return moment if moment > local else moment + datetime.timedelta(days=1)
+            # naive, then astimezone: the zone's own offset of that moment, which tonight may change
+            moment = datetime.datetime.combine(local.date(), clock).astimezone()
+            return moment if moment > local else datetime.datetime.combine(
+                local.date() + datetime.timedelta(days=1), clock).astimezone()
         moment = datetime.datetime.fromisoformat(text)
         moment = moment if moment.tzinfo else moment.astimezone()
     except ValueError as error:

@@ -143,6 +143,7 @@ def status(state: State, alive: bool) -> dict[str, Any]:
         "reverted": len(state.reverts),
         "waiting": sorted(state.waiting),
         "paused": state.paused,
+        "forecast": state.forecasts[-1] if state.forecasts else None,
         "tip": state.tip,
         "gain": _gain(state),
         "spent": {"runs": training_runs(state), "seconds": round(state.device_seconds, 3),
@@ -207,12 +208,23 @@ def status_lines(state: State, alive: bool) -> list[str]:
         f"gain      {gain_line(state)}",
         *(f"promoted  {transfer_line(one, one.parts[0])}" for one in state.promotions if one.tip == state.tip),
         f"spent     {spent_line(state)}",
+        *([f"forecast  {forecast_line(state.forecasts[-1])}"] if state.forecasts else []),
         f"time      {_clock(state.first_time)} to {_clock(state.last_time)} UTC",
     ]
     if facts.get("previous"):
         lines.insert(1, f"goes on   from the accepted tip of {clean(str(facts['previous']))}")
     last = [r for r in rows(state) if r.outcome][-3:]
     return lines + [f"last      {log_line(r)}" for r in last] + [f"note      {clean(n)}" for n in state.notes[-3:]]
+
+
+def forecast_line(found: dict[str, Any]) -> str:
+    """What a campaign will have spent at its end: ``about 96 experiments, 8.1 GPU-h in 2.1 h, at most $14``."""
+    money = f", at most ${found['usd_at_most']:.2f}" if found["usd_at_most"] else ""
+    tokens = f", {found['tokens']:,} tokens" if found["tokens"] else ""
+    basis = {"limits": "before the first run", "baseline": "after the baseline", "calibrated": "calibrated"}
+    return (f"about {found['experiments']} experiments, {found['gpu_hours']:.2g} GPU-h in {found['hours']:.2g} h"
+            f"{tokens}{money} ({basis[found['basis']]}: {found['seconds_a_run']:.3g} s a run; ended by "
+            f"{found['ends']}; {found['reserved_runs']} runs held back)")
 
 
 def order_line(order: Order) -> str:
