@@ -11,6 +11,7 @@
     replay   bench_replay.py     whole campaigns of the judge on those runs
     habit    bench_habit.py      greedy loops on a wall clock, over patches that do nothing
     pipeline bench_pipeline.py   whether a slot ever waits for a model
+    caps     bench_caps.py       whether caps hold in random campaigns, and forecasts come true
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
@@ -34,6 +35,7 @@ from rich.table import Table
 from agent import (
     bench_audit,
     bench_bank,
+    bench_caps,
     bench_habit,
     bench_machine,
     bench_pipeline,
@@ -85,6 +87,8 @@ BENCHES = {
                    bench_habit.options, bench_habit.habit),
     "pipeline": Bench("do slots wait for a model: campaigns of sleeping trainers and a stub model over HTTP",
                       bench_pipeline.options, bench_pipeline.pipeline, trains=False),
+    "caps": Bench("random campaigns against their caps: what goes beyond, and what a calibrated forecast is worth",
+                  bench_caps.options, bench_caps.caps, trains=False),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",

@@ -84,10 +84,14 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     calibrated = judged >= CALIBRATED and done > 0
     basis = "calibrated" if calibrated else "baseline" if state.longest else "limits"
     slots = len(site.devices)
-    seconds = state.held / done if done else _expected(site, before)
     worked = state.worked + (seconds_between(state.session, now.isoformat()) if state.session else 0.0)
-    wall = worked / done if calibrated else seconds / slots
-    prompt, reply, dollars = _reply(site, state, done, judged)
+    seconds = state.held / done if done else _expected(site, before)
+    wall = seconds / slots
+    first = next((one for one in state.forecasts if one["basis"] == "baseline"), None)
+    if calibrated and first is not None and done > first["done"]:  # what came before happens once
+        seconds = (state.held - first["held"]) / (done - first["done"])
+        wall = (worked - first["worked"]) / (done - first["done"])
+    prompt, reply, dollars, stock = _reply(site, state, done, judged, spending.pending)
     usd = dollars + seconds / 3600 * caps.usd_per_gpu_hour
     spent_usd = state.paid.usd + state.held / 3600 * caps.usd_per_gpu_hour
     spent_tokens = state.paid.prompt_tokens + state.paid.completion_tokens
@@ -103,10 +107,10 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
         room["GPU-hours"] = (caps.gpu_hours * 3600 - state.held - back * longest) / seconds
     if caps.usd and usd:
         room["dollars"] = (caps.usd - spent_usd - back * longest / 3600 * caps.usd_per_gpu_hour
-                           - state.dearest.usd) / usd
+                           - state.dearest.usd - seconds / 3600 * caps.usd_per_gpu_hour * stock) / usd + stock
     if caps.tokens and prompt + reply:
         dearest = state.dearest.prompt_tokens + state.dearest.completion_tokens
-        room["tokens"] = (caps.tokens - spent_tokens - dearest) / (prompt + reply)
+        room["tokens"] = (caps.tokens - spent_tokens - dearest) / (prompt + reply) + stock
     ends = min(room, key=lambda name: room[name]) if room else "one hour"
     more = max(0.0, min(room.values(), default=3600 / wall))
     finals = 2 * site.config.judge.final_pairs
@@ -117,9 +121,10 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     total = spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour
     return {"basis": basis, "ends": ends, "experiments": round(done + more + finals),
             "gpu_hours": round((state.held + more * seconds + finals * longest) / 3600, 6),
-            "usd": round(total, 6), "usd_at_most": round(caps.usd or total, 6), "tokens": round(tokens),
+            "usd": round(total, 6), "usd_at_most": caps.usd or None, "tokens": round(tokens),
             "hours": round((worked + more * wall + finals * longest / slots) / 3600, 6),
-            "seconds_a_run": round(seconds, 3), "reserved_runs": back}
+            "seconds_a_run": round(seconds, 3), "reserved_runs": back,
+            "done": done, "held": state.held, "worked": worked}
 
 
 def _open(state: State) -> list[str]:
@@ -135,17 +140,22 @@ def _expected(site: Site, before: float) -> float:
     return before or site.config.limits.wall_seconds
 
 
-def _reply(site: Site, state: State, done: int, judged: int) -> tuple[float, float, float]:
-    """(prompt tokens, completion tokens, dollars) of the model for each experiment."""
-    if judged and done and state.paid.calls:
-        return state.paid.prompt_tokens / done, state.paid.completion_tokens / done, state.paid.usd / done
+def _reply(site: Site, state: State, done: int, judged: int, pending: int) -> tuple[float, float, float, float]:
+    """(prompt tokens, completion tokens, dollars) of the model for each experiment, and the experiments that
+    candidates which are paid for already, or on their way, still ask for."""
     if state.campaign.get("proposer") != "llm":
-        return 0.0, 0.0, 0.0
-    if state.paid.calls:
-        share = 1 / RUNS_A_CANDIDATE / max(1, len(state.attempts))
-        return (state.paid.prompt_tokens * share, state.paid.completion_tokens * share, state.paid.usd * share)
+        return 0.0, 0.0, 0.0, 0.0
+    asked = [attempt for attempt in state.attempts.values() if attempt.proposal.cost.calls]
+    if asked:
+        open_ = [attempt for attempt in asked if attempt.verdict is None]
+        begun = sum(run.trains for attempt in open_ for run in attempt.runs)
+        closed = len(asked) - len(open_)
+        each = (done - begun) / closed if judged >= CALIBRATED and closed and done > begun else RUNS_A_CANDIDATE
+        share = 1 / each / len(asked)
+        return (state.paid.prompt_tokens * share, state.paid.completion_tokens * share, state.paid.usd * share,
+                max(0.0, (len(open_) + pending) * each - begun))
     editable, protected = site.texts(state.tip)
     prompt = sum(map(len, (*editable.values(), *protected.values()))) / CHARACTERS_A_TOKEN / RUNS_A_CANDIDATE
     reply = site.config.model.max_tokens / RUNS_A_CANDIDATE
     base, name = endpoint(site.config.model)
-    return prompt, reply, prices.find(site.config.model, name, base).usd(round(prompt), round(reply))
+    return prompt, reply, prices.find(site.config.model, name, base).usd(round(prompt), round(reply)), 0.0

@@ -59,7 +59,7 @@ class Spending:
 
     def forbids_question(self) -> bool:
         """Whether a cap forbids one more question to the model."""
-        caps, pending = self.caps, self._pending()
+        caps, pending = self.caps, self.pending
         if not (caps.usd or caps.tokens):
             return False
         if not self.state.paid.calls:
@@ -73,7 +73,7 @@ class Spending:
         caps, dearest = self.caps, self.state.dearest
         if caps.tokens and self.tokens(1) > caps.tokens:
             return f"{caps.tokens} tokens"
-        usd = self.dollars(self._kept_back, 1 - self._pending()) if dearest.usd else 0.0
+        usd = self.dollars(self._kept_back, 1 - self.pending) if dearest.usd else 0.0
         return f"${caps.usd:g} for one more question" if caps.usd and usd > caps.usd else ""
 
     def out_of_time(self, now: datetime.datetime) -> bool:
@@ -136,6 +136,11 @@ class Spending:
         return max(0, min(found)) if found else None
 
     @property
+    def pending(self) -> int:
+        """Questions to the model that are on their way."""
+        return self._pending()
+
+    @property
     def used_runs(self) -> int:
         return self.state.trained
 
@@ -158,7 +163,7 @@ class Spending:
 
     def dollars(self, more_runs: int, more_questions: int) -> float:
         """Dollars: known ones, what is on its way, and more."""
-        return (self.state.paid.usd + (self._pending() + more_questions) * self.state.dearest.usd
+        return (self.state.paid.usd + (self.pending + more_questions) * self.state.dearest.usd
                 + self._held(more_runs) / 3600 * self.caps.usd_per_gpu_hour)
 
     def tokens(self, questions: int) -> int:

@@ -219,7 +219,8 @@ def status_lines(state: State, alive: bool) -> list[str]:
 
 def forecast_line(found: dict[str, Any]) -> str:
     """What a campaign will have spent at its end: ``about 96 experiments, 8.1 GPU-h in 2.1 h, at most $14``."""
-    money = f", at most ${found['usd_at_most']:.2f}" if found["usd_at_most"] else ""
+    money = (f", at most ${found['usd_at_most']:.2f}" if found["usd_at_most"] else
+             f", about ${found['usd']:.2f}" if found["usd"] else "")
     tokens = f", {found['tokens']:,} tokens" if found["tokens"] else ""
     basis = {"limits": "before the first run", "baseline": "after the baseline", "calibrated": "calibrated"}
     return (f"about {found['experiments']} experiments, {found['gpu_hours']:.2g} GPU-h in {found['hours']:.2g} h"

@@ -1,0 +1,195 @@
+"""Caps, forecasts, prices and the clock: the rules by themselves, and random campaigns against theirs."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from agent import prices
+from agent.config import Caps, Model, parse
+from agent.errors import UserError
+from agent.forecast import forecast
+from agent.records import Cost, Proposal, Result, Run
+from agent.site import Site, until_time
+from agent.spending import Spending, audit_runs, parse_caps
+from sandbox.job import Score
+from tests.night import Night
+from tests.test_campaign import environment, ratchet, serving
+from tests.test_hooks import one_then_end
+
+NOW = datetime.datetime(2026, 3, 1, 22, 0, 10, tzinfo=datetime.UTC)
+
+
+def opened(folder: Path, pending: int = 0, slots: int = 2, **caps: float) -> tuple[Night, Spending]:
+    text = '[train]\ncommand = "python t.py"\n[evaluate]\npattern = "loss: (.*)"\naudit = 0\n[judge]\nfinal_pairs = 2\n'
+    config = parse(text, "ratchet.toml").model_copy(update={"caps": Caps.model_validate(caps)})
+    night = Night(folder / "runs", "n")
+    site = Site(night.folder, "", "a" * 40, config, None, ("cpu",) * slots, 0, 0)
+    return night, Spending(site, night.state, None, None, lambda: pending)
+
+
+def train(night: Night, number: int, seconds: float, ended: bool = True) -> None:
+    name = f"r{number}"
+    night.ledger.append("run_started", Run(name, "pair", "d" * 40, number, 300, "cpu", f"jobs/{name}"))
+    if ended:
+        night.ledger.append("run_finished", Result(name, None, scores={"val": Score(1.0)}, seconds=seconds))
+
+
+def ask(night: Night, number: int, usd: float, tokens: int) -> None:
+    night.ledger.append("proposal", Proposal(f"{number:03d}-x", night.state.tip, "X", "", "llm",
+                                             cost=Cost(usd, tokens, 0, 1)))
+
+
+def test_gpu_hours_count_what_runs_and_hold_back_the_final_number(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, gpu_hours=1000 / 3600)
+    assert not spending.forbids("pair", NOW)  # nothing is known yet
+    train(night, 1, 100)
+    assert not spending.forbids("pair", NOW)
+    for number in range(2, 5):
+        train(night, number, 100)
+    train(night, 5, 100, ended=False)
+    # 4 ended, 1 runs, 1 more and 4 of the final number: 1000 s
+    assert not spending.forbids("pair", NOW)
+    train(night, 6, 100, ended=False)
+    assert spending.forbids("pair", NOW) and spending.reached(NOW).endswith("GPU-hours")
+    assert not spending.forbids("final", NOW)
+    assert spending.final_pairs(NOW) == 2
+    assert spending.left(NOW) == 0
+
+
+def test_a_closing_audit_can_be_held_back_too(tmp_path: Path) -> None:
+    _, plain = opened(tmp_path / "a", experiments=100)
+    _, audited = opened(tmp_path / "b", experiments=100, audit_pairs=4)
+    assert plain.reserved(100) == 4 and audited.reserved(100) == 4 + audit_runs(4, 1, 2) == 16
+    assert audit_runs(0, 3, 2) == 0 and audit_runs(8, 3, 3) == 8 * 4 + 16 + 6
+
+
+def test_one_question_at_a_time_until_a_reply_shows_its_price(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path / "a", pending=1, tokens=1000)
+    assert spending.forbids_question() and not spending.questions_spent
+    ask(night, 1, 0.0, 300)
+    assert not spending.forbids_question()  # 300 + 2 x 300
+    ask(night, 2, 0.0, 200)
+    assert spending.forbids_question() and not spending.questions_spent  # 500 + 300, and one is on its way
+    ask(night, 3, 0.0, 250)
+    assert spending.questions_spent == "1000 tokens"
+
+
+def test_dollars_are_those_of_the_model_and_of_the_slots(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, usd=10, usd_per_gpu_hour=36)
+    train(night, 1, 100)  # a dollar each
+    ask(night, 1, 2.5, 10)
+    assert spending.dollars(0, 0) == pytest.approx(3.5)
+    assert not spending.forbids("pair", NOW) and not spending.forbids_question()  # 3.5 + 1 + 4; 3.5 + 4 + 2.5
+    ask(night, 2, 0.5, 10)
+    assert not spending.forbids("pair", NOW) and spending.forbids_question()
+    ask(night, 3, 1.5, 10)
+    assert spending.forbids("pair", NOW) and spending.reached(NOW) == "$10"
+
+
+def test_hours_count_the_work_of_earlier_processes(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, hours=1)
+    assert spending.deadline == datetime.datetime(2026, 3, 1, 23, 0, 1, tzinfo=datetime.UTC)
+    night._now += datetime.timedelta(minutes=20)
+    night.ledger.append("stopped", {"reason": "interrupted"})
+    night._now += datetime.timedelta(hours=9)
+    night.ledger.append("started", dict(night.state.campaign))
+    assert spending.deadline == night._now + datetime.timedelta(minutes=40) - datetime.timedelta(seconds=1)
+
+
+def test_the_folder_on_disk_is_measured(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, disk_gb=0.004)
+    train(night, 1, 1)
+    assert not spending.forbids("pair", NOW)
+    (night.folder / "big").write_bytes(b"x" * 5_000_000)
+    spending._look_again = 0
+    assert spending.reached(NOW) == "0.004 GB on the disk"
+
+
+def test_a_forecast_follows_the_tightest_cap(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, slots=1, experiments=50, gpu_hours=2000 / 3600)
+    before = forecast(spending.site, night.state, spending, NOW)
+    assert (before["basis"], before["seconds_a_run"]) == ("limits", 600)
+    train(night, 1, 100)
+    found = forecast(spending.site, night.state, spending, NOW)
+    # 2000 s: 4 final runs are held back, of which half are counted before anything is merged: 16 + 2
+    assert (found["basis"], found["ends"], found["experiments"]) == ("baseline", "GPU-hours", 17 + 1)
+    assert found["gpu_hours"] == pytest.approx(1800 / 3600, abs=1e-4)
+
+
+@pytest.mark.parametrize(("text", "wanted"), [("usd=5", 5.0), ("tokens=1e6", 1_000_000), ("gpu_hours=0", 0.0)])
+def test_a_cap_of_the_command_line_lies_over_the_file(text: str, wanted: float) -> None:
+    laid = parse_caps((text,), Caps(usd=1, tokens=2, gpu_hours=3))
+    assert getattr(laid, text.split("=")[0]) == wanted
+
+
+@pytest.mark.parametrize("text", ["usd", "usd=-1", "dollars=3", "usd=nan", "usd=inf"])
+def test_a_cap_that_is_none_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="--cap"):
+        parse_caps((text,), Caps())
+
+
+def test_prices_come_from_the_config_then_the_table_and_unknown_ones_are_flagged() -> None:
+    known_ = prices.find(Model(), "gpt-4o", "https://api.openai.com/v1")
+    assert known_.known and known_.prompt > 0 and known_.completion > known_.prompt and "https://" in known_.source
+    assert known_.usd(1_000_000, 0) == pytest.approx(known_.prompt)
+    own = prices.find(Model(usd_per_million_prompt=1, usd_per_million_completion=2), "gpt-4o", "https://x.example/v1")
+    assert (own.prompt, own.completion, own.source) == (1, 2, "ratchet.toml")
+    local = prices.find(Model(), "gpt-4o", "http://192.168.1.7:8000/v1")
+    assert local.known and local.usd(10**9, 10**9) == 0
+    unknown = prices.find(Model(), "no-such-model", "https://x.example/v1")
+    assert not unknown.known and "not known" in prices.line(unknown, "no-such-model")
+    with pytest.raises(UserError, match="price of no-such-model is not known"):
+        prices.check_cap(unknown, "no-such-model", 5.0)
+    prices.check_cap(unknown, "no-such-model", 0.0)
+
+
+@pytest.mark.parametrize(("now", "until", "wanted"), [
+    ("2026-03-28T23:30:00+01:00", "07:00", "2026-03-29T07:00:00+02:00"),  # clocks go forward that night
+    ("2026-10-24T23:30:00+02:00", "07:00", "2026-10-25T07:00:00+01:00"),  # and back
+    ("2026-06-01T23:30:00+02:00", "07:00", "2026-06-02T07:00:00+02:00"),
+    ("2026-06-01T06:30:00+02:00", "7:00", "2026-06-01T07:00:00+02:00"),
+    ("2026-03-29T00:30:00+01:00", "02:30", "2026-03-29T01:30:00+01:00"),  # a time that there is not: early
+])
+def test_until_is_what_the_clock_on_the_wall_shows(now: str, until: str, wanted: str) -> None:
+    code = ("import datetime, sys, time; time.tzset(); from agent.site import until_time; "
+            "print(until_time(sys.argv[2], datetime.datetime.fromisoformat(sys.argv[1])).isoformat())")
+    done = subprocess.run([sys.executable, "-c", code, now, until], capture_output=True, text=True, check=True,
+                          cwd=Path(__file__).parent.parent, env=os.environ | {"TZ": "CET-1CEST,M3.5.0,M10.5.0/3"})
+    assert done.stdout.strip() == wanted
+    assert until_time(None, NOW) is None
+
+
+def test_a_campaign_says_what_it_expects_and_keeps_its_caps_over_a_restart(tmp_path: Path) -> None:
+    from agent import tiny
+    tiny.write_tiny_target(tmp_path / "target", served=False)
+    with serving(one_then_end) as (_, variables):  # type: ignore[arg-type]
+        done = ratchet("run", "target", "--name", "n", "--cap", "experiments=40", "--cap", "usd=3", cwd=tmp_path,
+                       model=variables)
+    assert done.returncode == 0, done.stderr
+    shown = json.loads(ratchet("status", "--json", cwd=tmp_path).stdout)
+    assert shown["forecast"]["basis"] in ("baseline", "calibrated") and shown["forecast"]["usd_at_most"] == 3
+    assert "forecast  about" in ratchet("status", cwd=tmp_path).stdout
+    first = json.loads((tmp_path / "runs" / "n" / "ledger.jsonl").read_text().splitlines()[0])
+    assert first["data"]["caps"]["experiments"] == 40 and first["data"]["caps"]["usd"] == 3
+
+
+@pytest.mark.parametrize("campaigns", [2, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+def test_random_campaigns_keep_their_caps(tmp_path: Path, campaigns: int) -> None:
+    done = ratchet_long("bench", "caps", "--json", "--campaigns", str(campaigns), cwd=tmp_path)
+    facts: dict[str, Any] = json.loads(done.stdout)
+    assert facts["campaigns"] == campaigns and facts["caps_broken"] == 0
+    assert all(value <= 1 for value in facts["over_at_most"].values())
+    assert facts["calibrated"] > 0
+
+
+def ratchet_long(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", "agent.cli", *arguments], cwd=cwd, env=environment(), text=True,
+                          capture_output=True, timeout=880)
