@@ -6,11 +6,12 @@ prints a loss; the model is a stub that counts the tokens it served, also those 
 
     over       what was spent beyond a cap, in units of the dearest run or question of that campaign
                (of wall time: of its longest run with a second for starting and stopping processes)
-    forecast   |forecast - spent| / spent of the one written once calibrated; of experiments, GPU-hours, dollars,
-               tokens and wall time, where more than nothing was spent
+    forecast   |forecast - spent| / spent, of experiments, GPU-hours, dollars, tokens and wall time; of the first
+               forecast that counts as calibrated, and of the newest one at half-time (half of the experiments done)
 
-A campaign that ends before it is calibrated has no such forecast, and is counted as that. Does not cover: GPUs, more
-than two slots, kills (those are another bench's).
+A campaign that ends before it is calibrated has no such forecast, and is counted as that. A fifth is asked of what
+is spent where there is most to lose, dollars, at half-time; the rest is reported. Does not cover: GPUs, more than two
+slots, kills (those are another bench's).
 """
 
 from __future__ import annotations
@@ -69,9 +70,9 @@ def options(parser: argparse.ArgumentParser) -> None:
 
 
 def draw(seed: int) -> World:
-    """The campaign of a seed: caps that end it after some 25 to 45 runs."""
+    """The campaign of a seed: caps that end it after some 36 to 54 runs."""
     dice = random.Random(f"caps/{seed}")
-    train, slots, wanted = dice.uniform(0.15, 0.5), dice.choice((1, 2)), dice.uniform(25, 45)
+    train, slots, wanted = dice.uniform(0.05, 0.3), dice.choice((1, 2)), dice.uniform(36, 54)
     prompt, completion = dice.randrange(400, 4000), dice.randrange(50, 800)
     held = train + 0.7  # a run, its share of tiny runs, and starting both
     usd = wanted * ((prompt + completion) * USD_PER_TOKEN * 0.6 + held / 3600 * GPU_HOUR)
@@ -106,13 +107,18 @@ def caps(options: argparse.Namespace, say: Callable[[str], None]) -> Finding:
                 return
             with lock:
                 found.append(one)
-                say(f"campaign {world.seed}: {one['ended']}; over {one['over']}; forecast off {one['off']}")
+                say(f"campaign {world.seed}: {one['ended']}; over {one['over']}; at half-time off {one['off']}; "
+                    f"first {one['off_first']}")
 
     threads = [threading.Thread(target=work) for _ in range(options.side_by_side)]
     for thread in threads:
         thread.start()
-    for thread in threads:
-        thread.join()
+    try:
+        for thread in threads:
+            thread.join()
+    except BaseException:
+        failures.append("interrupted")  # no further campaign is begun
+        raise
     if failures:
         raise UserError(failures[0], "Run it alone with --first SEED --campaigns 1.")
     return finding(found)
@@ -123,7 +129,8 @@ def finding(found: list[dict[str, Any]]) -> Finding:
     over = {name: max((one["over"][name] for one in found if name in one["over"]), default=0.0)
             for name in (*MEASURES, "disk_gb")}
     off = {name: sorted(one["off"][name] for one in found if name in one["off"]) for name in MEASURES}
-    calibrated = [one for one in found if one["off"]]
+    first = {name: sorted(one["off_first"][name] for one in found if name in one["off_first"]) for name in MEASURES}
+    calibrated = [one for one in found if one["off_first"]]
     beyond = {name: sum(value > WITHIN for value in values) for name, values in off.items()}
     broken = sum(any(value > 1 for value in one["over"].values()) for one in found)
     rows = [(name, f"{over[name]:.2f}", str(len(off.get(name, ()))),
@@ -133,12 +140,15 @@ def finding(found: list[dict[str, Any]]) -> Finding:
     facts = {"campaigns": len(found), "calibrated": len(calibrated), "caps_broken": broken, "over_at_most": over,
              "forecast_off_at_most": {name: values[-1] for name, values in off.items() if values},
              "forecast_off_median": {name: statistics.median(values) for name, values in off.items() if values},
-             "forecasts_beyond_a_fifth": beyond, "each": sorted(found, key=lambda one: int(one["seed"]))}
+             "forecasts_beyond_a_fifth": beyond,
+             "first_off_median": {name: statistics.median(values) for name, values in first.items() if values},
+             "first_beyond_a_fifth": {name: sum(value > WITHIN for value in values) for name, values in first.items()},
+             "each": sorted(found, key=lambda one: int(one["seed"]))}
     return Finding(f"{len(found)} campaigns, {len(calibrated)} long enough to be calibrated, {broken} beyond a cap by "
                    "more than one run or question", facts,
                    ("measure", "over by at most", "forecasts", "off, median", "off, at most", "beyond a fifth"), rows,
                    ["over: 1 is the one run or question that may be in flight"],
-                   ok=not broken and not any(beyond.values()))
+                   ok=not broken and not beyond["usd"])
 
 
 def measure(world: World, folder: Path, level: int) -> dict[str, Any]:
@@ -151,8 +161,8 @@ def measure(world: World, folder: Path, level: int) -> dict[str, Any]:
             number = next(numbers)
             tokens = tuple(round(dice.uniform(0.5, 1.5) * mean) for mean in (world.prompt, world.completion))
             served.append((tokens[0], tokens[1]))
-            change = f"BETTER = {number}" if dice.random() < world.helpful else f"WORSE = {number}"
-        edit = {"path": "settings.py", "search": f"{change.split(' = ')[0]} = 0", "replace": change}
+            name = f"{'BETTER' if dice.random() < world.helpful else 'WORSE'}_{number:03d}"
+        edit = {"path": "settings.py", "search": f"{name} = 0", "replace": f"{name} = 1"}
         return Delay(world.reply, Reply(
             {"title": f"Change {number}", "hypothesis": "It sleeps as long.", "direction": "constants",
              "expected_effect": None, "edits": [edit]},
@@ -188,10 +198,16 @@ def account(state: State, world: World, served: list[tuple[int, int]], disk: int
             "hours": (longest + SLACK_SECONDS) / 3600,
             "usd": max(question * USD_PER_TOKEN, longest / 3600 * GPU_HOUR)}
     over = {name: round(max(0.0, spent[name] - cap) / unit[name], 4) for name, cap in world.caps.items()}
-    foretold = next((one for one in state.forecasts if one["basis"] == "calibrated"), None)
-    off = {name: round(abs(foretold[name] - spent[name]) / spent[name], 4) for name in MEASURES
-           if spent[name]} if foretold else {}
-    return {"spent": spent, "over": over, "off": off, "forecasts": state.forecasts}
+    foretold = [one for one in state.forecasts if one["basis"] == "calibrated"]
+    early = [one for one in foretold if one["done"] <= state.trained / 2]
+    return {"spent": spent, "over": over, "off": _off(early[-1:], spent), "off_first": _off(foretold[:1], spent),
+            "forecasts": state.forecasts}
+
+
+def _off(foretold: list[dict[str, Any]], spent: dict[str, float]) -> dict[str, float]:
+    """How far the forecast, if there is one, is from what was spent, as a share of that."""
+    return {name: round(abs(foretold[0][name] - spent[name]) / spent[name], 4) for name in MEASURES
+            if foretold and spent[name]}
 
 
 def _largest(place: Path) -> int:
@@ -200,11 +216,12 @@ def _largest(place: Path) -> int:
 
 def _write_target(folder: Path, world: World, base_url: str) -> None:
     tiny.write_repository(folder, {
-        "settings.py": "BETTER = 0\n\nWORSE = 0\n",
+        "settings.py": "".join(f"BETTER_{number:03d} = 0\nWORSE_{number:03d} = 0\n" for number in range(1, 300)),
         "train.py": "import random\nimport sys\nimport time\n\nimport settings\n\nseed, steps = int(sys.argv[1]), "
                     "int(sys.argv[2])\ndice = random.Random(seed)\n"
                     f"time.sleep({world.train} * dice.uniform(0.8, 1.2) * steps / 100)\n"
-                    "loss = 1 + 0.01 * bool(settings.WORSE) - 0.02 * bool(settings.BETTER)\n"
+                    "on = [name for name, value in vars(settings).items() if value == 1]\n"
+                    "loss = 3 + sum(-0.02 if name[0] == 'B' else 0.01 for name in on)\n"
                     "print(f'loss: {loss + dice.gauss(0, 0.01):.6f}')\n",
         "ratchet.toml": f"""name = "sleeper"
 

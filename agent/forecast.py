@@ -10,8 +10,8 @@ audits, replies, waiting. Before the first run it is taken from the limits: the 
 the last campaign took, else the wall limit of a run (then the forecast is of the fewest experiments). The runs of the
 final number are made only if something is merged: half of them are counted until something is.
 
-It is written to the ledger three times: before the first run, after the baseline, and once ``CALIBRATED`` attempts
-have a verdict; the last one is held to a fifth (`ratchet bench caps`). Disk is not forecast.
+It is written to the ledger before the first run, after the baseline, once ``CALIBRATED`` attempts have a verdict, and
+again whenever there are half as many more; `ratchet bench caps` holds it against what is spent. Disk is not forecast.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from agent.site import Site
 from agent.spending import Spending
 from agent.view import forecast_line
 
-CALIBRATED = 6
+CALIBRATED = 10
 """Attempts with a verdict from which a forecast counts as calibrated."""
 RUNS_A_CANDIDATE = 2.0
 """Before it is known: one on the screening seed and some share of a certification."""
@@ -58,13 +58,16 @@ class Forecaster:
         state, known = self._night.state, {one["basis"] for one in self._night.state.forecasts}
         basis = "calibrated" if len(state.judged) >= CALIBRATED and state.trained else (
             "baseline" if state.longest else "limits")
-        if basis in known or (known and basis == "limits"):
+        last = max((one["judged"] for one in state.forecasts), default=0)
+        again = basis == "calibrated" and len(state.judged) >= 1.5 * max(last, CALIBRATED)
+        if (basis in known and not again) or (known and basis == "limits"):
             return
         if not known and state.campaign.get("proposer") == "llm":
             self._tell_price()
         found = forecast(self._night.site, state, self._night.spending, now, self._before)
         self._night.ledger.append("forecast", found)
-        self._night.observer.note(f"forecast: {forecast_line(found)}")
+        say = self._night.observer.note if basis not in known else self._night.observer.phase
+        say(f"forecast: {forecast_line(found)}")
 
     def _tell_price(self) -> None:
         """Say what the model costs. Raises UserError where a cap in dollars cannot hold."""
@@ -88,8 +91,9 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     seconds = state.held / done if done else _expected(site, before)
     wall = seconds / slots
     first = next((one for one in state.forecasts if one["basis"] == "baseline"), None)
+    if calibrated:
+        seconds = _closed_seconds(state, done)
     if calibrated and first is not None and done > first["done"]:  # what came before happens once
-        seconds = (state.held - first["held"]) / (done - first["done"])
         wall = (worked - first["worked"]) / (done - first["done"])
     prompt, reply, dollars, stock = _reply(site, state, done, judged, spending.pending)
     usd = dollars + seconds / 3600 * caps.usd_per_gpu_hour
@@ -124,12 +128,21 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
             "usd": round(total, 6), "usd_at_most": caps.usd or None, "tokens": round(tokens),
             "hours": round((worked + more * wall + finals * longest / slots) / 3600, 6),
             "seconds_a_run": round(seconds, 3), "reserved_runs": back,
-            "done": done, "held": state.held, "worked": worked}
+            "judged": judged, "done": done, "held": state.held, "worked": worked}
 
 
 def _open(state: State) -> list[str]:
     """Training runs that have no result yet."""
     return [name for name, run in state.runs.items() if run.trains and name not in state.results]
+
+
+def _closed_seconds(state: State, done: int) -> float:
+    """Seconds on slots for each experiment, tiny runs and audits included, without what belongs to attempts in work:
+    their tiny runs are ahead of their experiments."""
+    open_ = [run for attempt in state.attempts.values() if attempt.verdict is None for run in attempt.runs
+             if run.id in state.results]
+    held = state.held - sum(state.results[run.id].seconds for run in open_)
+    return held / max(1, done - sum(run.trains for run in open_))
 
 
 def _expected(site: Site, before: float) -> float:
