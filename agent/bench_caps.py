@@ -7,7 +7,8 @@ prints a loss; the model is a stub that counts the tokens it served, also those 
     over       what was spent beyond a cap, in units of the dearest run or question of that campaign
                (of wall time: of its longest run with a second for starting and stopping processes)
     forecast   |forecast - spent| / spent, of experiments, GPU-hours, dollars, tokens and wall time; of the first
-               forecast that counts as calibrated, and of the newest one at half-time (half of the experiments done)
+               forecast that counts as calibrated, and of the newest one by half-time (half of the experiments done; the
+               first one where that comes later)
 
 A campaign that ends before it is calibrated has no such forecast, and is counted as that. A fifth is asked of what
 is spent where there is most to lose, dollars, at half-time; the rest is reported. Does not cover: GPUs, more than two
@@ -200,8 +201,8 @@ def account(state: State, world: World, served: list[tuple[int, int]], disk: int
     over = {name: round(max(0.0, spent[name] - cap) / unit[name], 4) for name, cap in world.caps.items()}
     foretold = [one for one in state.forecasts if one["basis"] == "calibrated"]
     early = [one for one in foretold if one["done"] <= state.trained / 2]
-    return {"spent": spent, "over": over, "off": _off(early[-1:], spent), "off_first": _off(foretold[:1], spent),
-            "forecasts": state.forecasts}
+    return {"spent": spent, "over": over, "off": _off(early[-1:] or foretold[:1], spent),
+            "off_first": _off(foretold[:1], spent), "forecasts": state.forecasts}
 
 
 def _off(foretold: list[dict[str, Any]], spent: dict[str, float]) -> dict[str, float]:

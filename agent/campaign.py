@@ -63,7 +63,7 @@ from agent.records import (
 )
 from agent.screen import Observer
 from agent.single import Single
-from agent.spending import Spending
+from agent.spending import Spending, lost
 from agent.steering import Steering
 
 __all__ = ["Campaign", "Options", "run"]
@@ -184,6 +184,7 @@ class Campaign:
             for _, result in self.slots.wait(1.0):
                 self.ledger.append("run_finished", result)
             waited += 1.0
+        lost(self.ledger, self.drafts.pending)
         self.ledger.append("stopped", {"reason": self.steering.reason})
 
     def resume(self) -> None:
@@ -278,8 +279,9 @@ class Campaign:
             if attempt.verdict is None:
                 self.close(attempt, "propose", "the budget was spent before it was mended", "inconclusive")
         if self.drafts.pending:
-            self.note(f"{self.drafts.pending} replies of the model were still on their way: they are lost, and what "
-                      "they cost is not counted here")
+            lost(self.ledger, self.drafts.pending)
+            self.note(f"{self.drafts.pending} replies of the model were still on their way: they are lost; under a cap "
+                      "each counts as the dearest one")
 
     def measure_gain(self) -> None:
         """Start against tip on fresh seeds and the final split, which nothing has read before."""

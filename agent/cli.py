@@ -123,7 +123,8 @@ def log_command(name: NameArgument = "", folder: RunsOption = RUNS) -> None:
     """One line an attempt, newest last."""
     _, state = _load(folder, name)
     from agent import audit_view
-    _print([*([view.log_line(row) for row in view.rows(state)] or ["no attempts yet"]), *audit_view.lines(state)])
+    _print([*([view.log_line(row) for row in view.rows(state)] or ["no attempts yet"]), *view.revert_lines(state),
+            *audit_view.lines(state)])
 
 
 @app.command("show")

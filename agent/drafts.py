@@ -5,8 +5,8 @@ How many are asked for at a time follows from how long a reply takes and how soo
 (``wanted``), so that no device waits for a model and no money is spent on proposals that would never run.
 
 A thread only asks. What came back is handed over by ``ready`` in the campaign's own thread, which alone writes the
-ledger. Does not cover: replies still on their way when the campaign ends; they are lost, and their cost is in no
-ledger (``pending`` says how many).
+ledger. Does not cover: replies still on their way when the campaign ends; they are lost, and only their number is in
+the ledger (``pending``).
 """
 
 from __future__ import annotations

@@ -41,7 +41,7 @@ from agent.records import (
 Event = Literal[
     "started", "baseline", "proposal", "candidate", "preflight", "run_started", "run_finished", "certify", "verdict",
     "merge_intent", "merge", "gain", "note", "stopped", "finished", "promotion",
-    "order", "waiting", "revert_intent", "revert", "forecast",
+    "order", "waiting", "revert_intent", "revert", "forecast", "lost",
     "audit", "ablation", "removal_intent", "removal", "audited", "gate",
 ]
 Clock = Callable[[], datetime.datetime]
@@ -128,6 +128,9 @@ class State:
     """What the model has cost."""
     dearest: Cost = field(default_factory=Cost)
     """Field by field the most that one question to the model has cost."""
+    lost: int = 0
+    """Questions whose reply nobody took: each counts as the dearest one. After a kill: as many as may be asked at a
+    time."""
     worked: float = 0.0
     """Wall seconds of the processes before the present one."""
     session: str = ""
@@ -177,6 +180,8 @@ class State:
         if event == "started":
             if self.session:
                 self.worked += seconds_between(self.session, self.last_time)
+                if self.phase == "running" and self.paid.calls:
+                    self.lost += int(self.campaign["config"].get("model", {}).get("parallel", 0))
             self.session, self.stopping = time, False
         if event != "promotion":  # not of the night
             self.last_time = time
@@ -256,6 +261,8 @@ class State:
             self._steer(event, data)
         elif event == "forecast":
             self.forecasts.append(data)
+        elif event == "lost":
+            self.lost += int(data["replies"])
         elif event == "note":
             self.notes.append(str(data["text"]))
         elif event in ("stopped", "finished"):

@@ -15,7 +15,7 @@ from collections.abc import Callable
 from agent import runs
 from agent.config import Caps
 from agent.errors import UserError
-from agent.ledger import State
+from agent.ledger import Ledger, State
 from agent.records import Purpose
 from agent.site import Site
 
@@ -163,13 +163,13 @@ class Spending:
 
     def dollars(self, more_runs: int, more_questions: int) -> float:
         """Dollars: known ones, what is on its way, and more."""
-        return (self.state.paid.usd + (self.pending + more_questions) * self.state.dearest.usd
+        return (self.state.paid.usd + (self.state.lost + self.pending + more_questions) * self.state.dearest.usd
                 + self._held(more_runs) / 3600 * self.caps.usd_per_gpu_hour)
 
     def tokens(self, questions: int) -> int:
         """Tokens of the model: known ones and those of as many ``questions``."""
         paid, dearest = self.state.paid, self.state.dearest
-        return paid.prompt_tokens + paid.completion_tokens + questions * (
+        return paid.prompt_tokens + paid.completion_tokens + (self.state.lost + questions) * (
             dearest.prompt_tokens + dearest.completion_tokens)
 
     @property
@@ -180,6 +180,12 @@ class Spending:
             self._disk = runs.disk_size(self.site.folder)
             self._look_again = begun + max(LOOK_SECONDS, 20 * (time.monotonic() - begun))
         return self._disk
+
+
+def lost(ledger: Ledger, replies: int) -> None:
+    """Write down questions whose reply nobody will take: they are paid for all the same."""
+    if replies:
+        ledger.append("lost", {"replies": replies})
 
 
 def audit_runs(pairs: int, merges: int, final_pairs: int) -> int:

@@ -228,6 +228,11 @@ def forecast_line(found: dict[str, Any]) -> str:
             f"{found['ends']}; {found['reserved_runs']} runs held back)")
 
 
+def revert_lines(state: State) -> list[str]:
+    """The merges that a person took back, one a line."""
+    return [f"taken back by order {one.order}: {clean(one.candidate)}, as {one.new_tip[:12]}" for one in state.reverts]
+
+
 def order_line(order: Order) -> str:
     """What a person told the campaign, in one line."""
     said = " ".join(clean(part) for part in (order.kind, order.candidate, order.text) if part)

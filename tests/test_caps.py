@@ -82,6 +82,19 @@ def test_one_question_at_a_time_until_a_reply_shows_its_price(tmp_path: Path) ->
     assert spending.questions_spent == "1000 tokens"
 
 
+def test_replies_that_nobody_took_are_counted(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, tokens=1000)
+    ask(night, 1, 0.0, 300)
+    night.ledger.append("lost", {"replies": 1})
+    night.ledger.append("stopped", {"reason": "interrupted"})
+    night.ledger.append("started", dict(night.state.campaign))
+    assert spending.tokens(0) == 600 and not spending.questions_spent
+    config = night.state.campaign["config"] | {"model": {"parallel": 2}}
+    night.ledger.append("started", night.state.campaign | {"config": config})  # nothing since: that one was killed
+    night.ledger.append("started", night.state.campaign | {"config": config})
+    assert spending.tokens(0) == 1200 and spending.questions_spent
+
+
 def test_dollars_are_those_of_the_model_and_of_the_slots(tmp_path: Path) -> None:
     night, spending = opened(tmp_path, usd=10, usd_per_gpu_hour=36)
     train(night, 1, 100)  # a dollar each
