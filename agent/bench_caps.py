@@ -78,7 +78,7 @@ def draw(seed: int) -> World:
     held = train + 0.7  # a run, its share of tiny runs, and starting both
     usd = wanted * ((prompt + completion) * USD_PER_TOKEN * 0.6 + held / 3600 * GPU_HOUR)
     possible = {"experiments": round(wanted), "hours": wanted * held / slots / 3600, "gpu_hours": wanted * held / 3600,
-                "usd": usd, "tokens": round(wanted * 0.6 * (prompt + completion)), "disk_gb": wanted * 0.00012}
+                "usd": usd, "tokens": round(wanted * 0.6 * (prompt + completion)), "disk_gb": wanted * 0.00012 + 0.001}
     first = list(possible)[seed % len(possible)]
     others = dice.sample([name for name in possible if name != first], dice.choice((0, 1, 2)))
     caps = {name: possible[name] * (1.0 if name == first else dice.uniform(0.8, 1.6)) for name in (first, *others)}

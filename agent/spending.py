@@ -20,8 +20,10 @@ from agent.records import Purpose
 from agent.site import Site
 
 GB = 1e9
-LOOK_SECONDS = 5.0
-"""The folder is measured this often, and never for more than a twentieth of the time."""
+LOOK_SECONDS = 0.3
+"""The folder is measured this often at most, and never for more than a twentieth of the time."""
+REPORT = 500_000
+"""Bytes that the report with its picture may take at the end."""
 
 
 class Spending:
@@ -52,8 +54,8 @@ class Spending:
             return f"{self.caps.gpu_hours:g} GPU-hours"
         if self.caps.usd and self.dollars(1 + self._kept_back, 0) > self.caps.usd:
             return f"${self.caps.usd:g}"
-        if self.caps.disk_gb and self.disk * (1 + (1 + self._running) / max(1, len(self.state.runs))) > (
-                self.caps.disk_gb * GB):
+        ahead = (1 + self._running + self._kept_back) / max(1, len(self.state.runs))
+        if self.caps.disk_gb and self.disk * (1 + ahead) + REPORT > self.caps.disk_gb * GB:
             return f"{self.caps.disk_gb:g} GB on the disk"
         return ""
 
