@@ -106,7 +106,7 @@ class Campaign:
     """One campaign. All memory is the ledger's; what is kept here can be rebuilt from it."""
 
     def __init__(self, opened: Opened, observer: Observer, clock: Clock) -> None:
-        self.site, self.ledger, self.proposer = opened.site, opened.ledger, opened.proposer
+        self.site, self.ledger, self.proposer, self.news = opened.site, opened.ledger, opened.proposer, opened.news
         self.observer, self.clock = observer, clock
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
@@ -360,6 +360,8 @@ class Campaign:
 
     def receive(self) -> None:
         """Take what the proposer answered: a new proposal is built, a mended one is built again."""
+        while not self.news.empty():
+            self.note(self.news.get())
         for answer in self.drafts.ready():
             if answer.draft.broken is None:
                 self.receive_new(answer)

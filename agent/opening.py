@@ -5,13 +5,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import queue
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site
-from agent.config import Config
+from agent import __version__, calls, engines, git, minds, proposers, queue_patches, resources, runs, site
+from agent.config import Config, other_models
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
@@ -67,6 +68,8 @@ class Opened:
     until: datetime.datetime | None
     budget_runs: int | None
     engine: Engine
+    news: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
+    """What the proposer has to say, a line each; written by its threads, read by the campaign's."""
 
     def close(self) -> None:
         """Give back the engine's machines, and the ledger."""
@@ -136,8 +139,9 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
             "level": level, "unread": unread, "unconfined": unconfined, "engine": engine.kind,
             "devices": list(place.devices), "slots": len(place.devices),
             "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
-        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs,
-                        engine.runner)
+        news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer, news), until, budget_runs,
+                        engine.runner, news)
         on_failure.pop_all()
     return opened
 
@@ -286,7 +290,8 @@ def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: st
     return dataclasses.replace(draft, data=data), engines.Opening(kind, remote)
 
 
-def _proposer(options: Options, place: Site, state: State, observer: Observer) -> Proposer:
+def _proposer(options: Options, place: Site, state: State, observer: Observer,
+              news: queue.SimpleQueue[str]) -> Proposer:
     done = {attempt.proposal.source for attempt in state.attempts.values()}
     if state.campaign["proposer"] == "queue":
         files = [Path(name) for name in state.campaign["patches"]]
@@ -296,7 +301,8 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer) -
     answered = any(attempt.proposal.author == "llm" and attempt.proposal.cost.completion_tokens
                    for attempt in state.attempts.values())
     return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done,
-                                   answered=answered)
+                                   answered=answered, others=other_models(place.config), news=news,
+                                   record=lambda: minds.of_state(state))
 
 
 def _check_ideas(options: Options, place: Site) -> None:
