@@ -2,7 +2,7 @@
 
 What may pass (an overload, a stall, a lost connection) opens it after ``PATIENCE`` failed questions in a row, for
 ``REST`` seconds, doubled with each probe in vain up to ``LONGEST_REST``: an endpoint that was down for hours is back in
-use five minutes after it is back. What no waiting mends (a refused key, an empty account, an unknown model) opens it at
+use two minutes after it is back. What no waiting mends (a refused key, an empty account, an unknown model) opens it at
 once, for longer: a key can be renewed and an account topped up in the night. A server that says how long to wait is
 believed, up to an hour. Rests are spread by a fifth, so that many clients do not come back together.
 """
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Quota, RateLimited
 
 PATIENCE = 2
-REST, LONGEST_REST = 15.0, 300.0
+REST, LONGEST_REST = 15.0, 120.0
 LONG_REST, LONGEST_LONG_REST = 300.0, 1800.0
 LONGEST_ASKED = 3600.0
 """Seconds of a server's Retry-After that are kept to."""

@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
-from agent import audits, git, guards, merge, report, runs
+from agent import audits, git, guards, merge, report, runs, scope
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -419,8 +419,9 @@ class Campaign:
             return
         twin = self.duplicate_of(candidate, attempt)
         self.ledger.append("candidate", candidate)
-        if twin:
-            self.close(attempt, "patch", f"the same change as {twin}")
+        reason = f"the same change as {twin}" if twin else scope.outside(self.site, proposal, candidate)
+        if reason:
+            self.close(attempt, "patch", reason)
             return
         self.in_vain = 0
         trial = Trial(attempt, candidate, repairs)

@@ -89,6 +89,8 @@ class Source(Section):
     protected: list[str] = Field(default_factory=list, description="globs a patch may not change")
     max_patch_lines: int = Field(800, ge=1, description="added plus removed lines")
     max_patch_kb: int = Field(64, ge=1, description="size of the diff in KiB")
+    goal_keeper: bool = Field(True, description="turn away proposals that change budget, seeds, evaluation or data "
+                              "(agent/scope.py)")
 
 
 class Metric(Section):

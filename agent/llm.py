@@ -41,6 +41,8 @@ class LlmProposer:
         self._rounds: dict[str, int] = {}
         self._size = 0
         self.ended = ""
+        self.answered_as = ""
+        """Name of the model that the last reply said it came from."""
 
     def next(self, briefing: Briefing, until: float | None = None) -> Proposal | None:
         """As promised by every proposer; no call goes on beyond ``until``, by the endpoint's clock."""
@@ -100,6 +102,7 @@ class LlmProposer:
             except EndpointError as error:
                 raise self._no_answer(str(error), error, add_costs(spent, error.cost)) from None
             else:
+                self.answered_as = reply.model
                 return dataclasses.replace(reply, cost=add_costs(spent, reply.cost))
 
     def _no_answer(self, reason: str, error: EndpointError, cost: Cost) -> NoAnswer:

@@ -5,9 +5,10 @@
 
 A question goes to one model; if it gives no answer, to the next, within one deadline. A model that fails rests behind
 its breaker, and is asked again once a small question of the relay's own, put in a thread apart, was answered; so nobody
-waits for an endpoint that is down. A model that is late, by its own habit and by at least ``LATE`` seconds, is waited
-for by nobody either: a stand-in serves, and the reply is handed over when it comes. When all are down and no stand-in
-has anything left, ``next`` waits: for a model that may come back for ``outage_seconds``, for others not at all.
+waits for an endpoint that is down. A model that is late, by the habit of replies and by at least ``LATE`` seconds, is
+waited for by nobody either: others are asked until its reply comes, which is handed over then. When all are down and
+no stand-in has anything left, ``next`` waits: for a model that may come back for ``outage_seconds``, for others not at
+all.
 
 An endpoint that gives no answer makes no attempt in the ledger: ``news`` says in a line what happened, and what the
 failed calls cost is added to the next proposal.
@@ -29,12 +30,13 @@ from agent.breaker import Breaker
 from agent.endpoint import Endpoint
 from agent.llm import LlmProposer, NoAnswer
 from agent.propose import ProposeFailed, Proposer, add_costs
+from agent.quote import one_line
 from agent.read import Briefing
 from agent.records import Cost, Proposal
 
 USELESS = 5
 """Replies of a model in a row without a usable patch after which it rests."""
-LATE, LATE_FACTOR = 30.0, 3.0
+LATE, LATE_FACTOR = 20.0, 3.0
 """A reply is late after so many seconds, and so many times what replies took before."""
 TICK = 1.0
 PROBE_SECONDS = 30.0
@@ -51,6 +53,10 @@ class Mind:
     breaker: Breaker
     fallback: bool = False
     down_since: float | None = None
+    alias: str = ""
+    """Another name under which its server answered, once that was said."""
+    late: int = 0
+    """Questions to it that nobody waits for any longer, and that are still on their way."""
     useless: int = 0
     """Replies in a row without a usable patch."""
 
@@ -63,10 +69,12 @@ class Mind:
 class Question:
     """One question on its way. ``outcome``: a proposal, what to raise, or None where no model answered."""
 
+    mind: Mind
     begun: float
     done: bool = False
     left: bool = False
-    """Whoever put it went on with a stand-in."""
+    """Whoever put it waits for it no longer."""
+    late: bool = False
     outcome: Proposal | BaseException | None = None
 
 
@@ -114,23 +122,24 @@ class Relay:
             with self._changed:
                 if self._orphans and (question is None or not question.done):
                     if question is not None:
-                        self._leave(question)
+                        question.left = True  # its own answer will be handed over as readily
                     return self._handed(self._orphans.popleft())
                 if question is not None and question.done:
                     if question.outcome is not None:
                         return self._handed(question)
                     question, failed = None, True
+                elif question is not None and self._clock() - question.begun >= self._late():
+                    question.left = question.late = True
+                    question.mind.late += 1
+                    question = None
                 if self.ended:
                     return None
                 if question is None and not (failed and served):
                     question = self._ask(briefing)
-                late = question is None or self._clock() - question.begun >= self._late()
-                if late and served:
+                if question is None and served:
                     stand_in = self._stand_in(briefing)
                     served = stand_in is not None
                     if stand_in is not None:
-                        if question is not None:
-                            self._leave(question)
                         return self._paid(stand_in)
                 if question is not None or self._outstanding:
                     self._changed.wait(TICK)
@@ -144,7 +153,7 @@ class Relay:
         first = self._pick([], briefing.number)
         if first is None or self._outstanding >= self._parallel:
             return None
-        question = Question(self._clock())
+        question = Question(first, self._clock())
         self._outstanding += 1
         threading.Thread(target=self._work, args=(question, first, briefing), name="question", daemon=True).start()
         return question
@@ -157,6 +166,7 @@ class Relay:
         with self._changed:
             question.done = True
             self._outstanding -= 1
+            question.mind.late -= question.late
             if question.left and question.outcome is not None:
                 self._orphans.append(question)
             self._changed.notify_all()
@@ -186,8 +196,8 @@ class Relay:
             return None if proposal is None else dataclasses.replace(proposal, cost=add_costs(spent, proposal.cost))
 
     def _pick(self, tried: Sequence[Mind], number: int) -> Mind | None:
-        """Who is asked next, of those in use and not yet ``tried``."""
-        awake = [mind for mind in self._minds if mind.breaker.closed and mind not in tried]
+        """Who is asked next, of those in use, not late and not yet ``tried``."""
+        awake = [mind for mind in self._minds if mind.breaker.closed and not mind.late and mind not in tried]
         peers = {mind.name: mind for mind in awake if not mind.fallback}
         if peers:
             return peers[minds.choose(sorted(peers), self._record(), self._seed, number)]
@@ -195,11 +205,6 @@ class Relay:
 
     def _late(self) -> float:
         return max(LATE, LATE_FACTOR * self._usual)
-
-    def _leave(self, question: Question) -> None:
-        question.left = True
-        if question.done and question.outcome is not None:
-            self._orphans.append(question)
 
     def _handed(self, question: Question) -> Proposal:
         outcome = question.outcome
@@ -263,6 +268,10 @@ class Relay:
         """A reply came. One after the other without a usable patch (``failed``) are no better than none."""
         mind.useless = mind.useless + 1 if failed else 0
         seconds = self._clock() - begun
+        said = mind.proposer.answered_as
+        if said not in ("", mind.alias) and not same_model(mind.name, said):
+            mind.alias = said
+            self.news.put(f"{mind.name} was asked, and the server says another model answers: {one_line(said, 80)}")
         with self._changed:
             self._usual += (0.3 if self._usual else 1.0) * (seconds - self._usual)
             if mind.useless < USELESS:
@@ -339,6 +348,12 @@ class Relay:
             owed, self._owed = self._owed, Cost()
             raise ProposeFailed(self.ended, owed)
         return True
+
+
+def same_model(asked: str, said: str) -> bool:
+    """Whether a server's name for a model may be the one asked for: dated, with a maker before it, or a file of it."""
+    one, two = (name.rstrip("/").rpartition("/")[2].lower() for name in (asked, said))
+    return one in two or two in one
 
 
 def fits(proposal: Proposal, briefing: Briefing) -> bool:
