@@ -360,8 +360,8 @@ class Campaign:
 
     def receive(self) -> None:
         """Take what the proposer answered: a new proposal is built, a mended one is built again."""
-        while not self.news.empty():
-            self.note(self.news.get())
+        for text in self.news.take():
+            self.note(text)
         for answer in self.drafts.ready():
             if answer.draft.broken is None:
                 self.receive_new(answer)

@@ -66,8 +66,9 @@ class Endpoint:
         """Seconds that it waits between two tries; where more are asked for, the error is raised at once, for a caller
         that has somebody else to ask."""
 
-    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any], until: float | None = None) -> Reply:
-        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can.
+    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any] | None,
+                 until: float | None = None) -> Reply:
+        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can; None: as plain text.
 
         Transient, RateLimited and Garbage are tried ``attempts`` times in all, and not beyond ``until`` (by the clock).
         The cost, of a reply or of an error, counts the failed calls as well.
@@ -98,7 +99,7 @@ class Endpoint:
         self.answered = True
         return dataclasses.replace(reply, cost=add_costs(spent, Cost(seconds=self.clock() - started)))
 
-    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any], end: float) -> Reply:
+    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any] | None, end: float) -> Reply:
         """One call; while the endpoint refuses a parameter that can be left out, again without it."""
         calls = 0
         while True:
@@ -132,7 +133,7 @@ class Endpoint:
             return False
         return True
 
-    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any], end: float) -> Reply:
+    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any] | None, end: float) -> Reply:
         """One HTTP exchange. Raises a typed error with the key scrubbed from its text."""
         limit = min(self._model.timeout_seconds, end - self.clock())
         if limit <= 0:

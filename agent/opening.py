@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
-import queue
 import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from agent.config import Config, other_models
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
+from agent.news import News
 from agent.propose import Proposer
 from agent.screen import Observer
 from agent.site import Origin, Site
@@ -68,11 +68,12 @@ class Opened:
     until: datetime.datetime | None
     budget_runs: int | None
     engine: Engine
-    news: queue.SimpleQueue[str] = field(default_factory=queue.SimpleQueue)
-    """What the proposer has to say, a line each; written by its threads, read by the campaign's."""
+    news: News = field(default_factory=News)
+    """What the proposer's threads have to say."""
 
     def close(self) -> None:
-        """Give back the engine's machines, and the ledger."""
+        """Let the proposer's threads end; give back the engine's machines, and the ledger."""
+        self.news.over.set()
         self.engine.close()
         self.ledger.close()
 
@@ -139,7 +140,7 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
             "level": level, "unread": unread, "unconfined": unconfined, "engine": engine.kind,
             "devices": list(place.devices), "slots": len(place.devices),
             "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
-        news: queue.SimpleQueue[str] = queue.SimpleQueue()
+        news = News()
         opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer, news), until, budget_runs,
                         engine.runner, news)
         on_failure.pop_all()
@@ -291,13 +292,14 @@ def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: st
 
 
 def _proposer(options: Options, place: Site, state: State, observer: Observer,
-              news: queue.SimpleQueue[str]) -> Proposer:
+              news: News) -> Proposer:
     done = {attempt.proposal.source for attempt in state.attempts.values()}
     if state.campaign["proposer"] == "queue":
         files = [Path(name) for name in state.campaign["patches"]]
         return queue_patches.PatchQueue(queue_patches.read_patches(files), done)
     choice = proposers.choose(_wanted(options), place.config.model)
-    observer.note(choice.note)
+    for line in (choice.note, *(proposers.notes(other_models(place.config)) if choice.kind != "ideas" else ())):
+        observer.note(line)
     answered = any(attempt.proposal.author == "llm" and attempt.proposal.cost.completion_tokens
                    for attempt in state.attempts.values())
     return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import queue
 import time
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,8 +15,10 @@ from agent.endpoint import Endpoint
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas
 from agent.llm import LlmProposer, shown_url
+from agent.news import News
 from agent.propose import Proposer
 from agent.relay import Mind, Relay
+from agent.review import Reviewer
 
 Wanted = Literal["auto", "llm", "ideas"]
 _OPENAI = "https://api.openai.com/v1"
@@ -59,7 +60,7 @@ def choose(wanted: Wanted, model: config.Model) -> Choice:
 def open_proposer(choice: Choice, model: config.Model, prompts: Path, seed: int, done: Collection[str] = (),
                   sleep: Callable[[float], None] = time.sleep, answered: bool = False, *,
                   others: Sequence[config.OtherModel] = (), stand_ins: Sequence[Proposer] = (),
-                  news: queue.SimpleQueue[str] | None = None,
+                  news: News | None = None,
                   record: Callable[[], Mapping[str, minds.Account]] = dict) -> Proposer:
     """The proposer of ``choice``. ``prompts`` holds the templates and ``ideas/``; ``done``: cards already attempted.
 
@@ -79,8 +80,18 @@ def open_proposer(choice: Choice, model: config.Model, prompts: Path, seed: int,
         endpoint.answered = answered
         models.append(Mind(endpoint, LlmProposer(endpoint, one, prompts), Breaker(), fallback))
     ideas = [IdeaBook(packaged_ideas(prompts / "ideas"), seed, done)] if any((prompts / "ideas").glob("*.toml")) else []
+    reviewers = [Reviewer(open_endpoint(one, secrets, sleep), prompts) for one in others if one.role == "review"]
     return Relay(models, [*ideas, *stand_ins], parallel=model.parallel, deadline=model.deadline_seconds,
-                 outage_seconds=3600 * model.outage_hours, seed=seed, news=news, record=record)
+                 outage_seconds=3600 * model.outage_hours, seed=seed, news=news, record=record,
+                 reviewer=reviewers[0] if reviewers else None)
+
+
+def notes(others: Sequence[config.OtherModel]) -> list[str]:
+    """For the user: who else is asked, and what is sent there."""
+    how = {"fallback": "asked while the others cannot be", "peer": "asked in turn", "review": "reviews proposals"}
+    return [f"{name} at {shown_url(base)}: {how[other.role]}; "
+            + ("proposals are sent there." if other.role == "review" else "the editable source is sent there too.")
+            for other in others for base, name in (config.endpoint(other),)]
 
 
 def open_endpoint(model: config.Model, secrets: Sequence[str] = (),

@@ -17,7 +17,6 @@ failed calls cost is added to the next proposal.
 from __future__ import annotations
 
 import dataclasses
-import queue
 import threading
 import time
 from collections import deque
@@ -29,10 +28,12 @@ from agent.answers import EndpointError, Transient
 from agent.breaker import Breaker
 from agent.endpoint import Endpoint
 from agent.llm import LlmProposer, NoAnswer
+from agent.news import News
 from agent.propose import ProposeFailed, Proposer, add_costs
 from agent.quote import one_line
 from agent.read import Briefing
 from agent.records import Cost, Proposal
+from agent.review import Reviewer
 
 USELESS = 5
 """Replies of a model in a row without a usable patch after which it rests."""
@@ -95,11 +96,12 @@ class Relay:
     name = "llm"
 
     def __init__(self, models: Sequence[Mind], stand_ins: Sequence[Proposer], *, parallel: int, deadline: float,
-                 outage_seconds: float, seed: int, news: queue.SimpleQueue[str] | None = None,
+                 outage_seconds: float, seed: int, news: News | None = None,
+                 reviewer: Reviewer | None = None,
                  record: Callable[[], Mapping[str, minds.Account]] = dict,
                  clock: Callable[[], float] = time.monotonic) -> None:
         self.ended = ""
-        self.news: queue.SimpleQueue[str] = queue.SimpleQueue() if news is None else news
+        self.news, self._reviewer = news or News(), reviewer
         self._minds, self._stand_ins = list(models), list(stand_ins)
         self._parallel, self._deadline, self._outage, self._seed = parallel, deadline, outage_seconds, seed
         self._record, self._clock = record, clock
@@ -110,7 +112,7 @@ class Relay:
         self._owed = Cost()
         self._silent_since: float | None = None
         self._told = _Told()
-        self._last = ""
+        self._last, self._unreviewed = "", False
 
     # ------------------------------------------------------------------------------------------------- a proposal
 
@@ -132,7 +134,7 @@ class Relay:
                     question.left = question.late = True
                     question.mind.late += 1
                     question = None
-                if self.ended:
+                if self.ended or self.news.over.is_set():
                     return None
                 if question is None and not (failed and served):
                     question = self._ask(briefing)
@@ -193,12 +195,28 @@ class Relay:
                 failed.cost = add_costs(spent, failed.cost)
                 raise
             self._answered(mind, begun)
-            return None if proposal is None else dataclasses.replace(proposal, cost=add_costs(spent, proposal.cost))
+            assert proposal is not None  # a model has no end of its own
+            return self._reviewed(briefing, dataclasses.replace(proposal, cost=add_costs(spent, proposal.cost)), end)
+
+    def _reviewed(self, briefing: Briefing, proposal: Proposal, end: float) -> Proposal:
+        """``proposal`` with the cost of its review. Raises ProposeFailed where that turned it away."""
+        if self._reviewer is None:
+            return proposal
+        complaint, cost, failed = self._reviewer.complaint(briefing, proposal, end)
+        whole = add_costs(proposal.cost, cost)
+        if failed and not self._unreviewed:
+            self.news.tell(f"{self._reviewer.name} gave no review: {failed}; proposals go on without")
+        self._unreviewed = bool(failed)
+        if complaint:
+            raise ProposeFailed(f"{proposal.title!r} was turned away by {self._reviewer.name}: {complaint}", whole)
+        return dataclasses.replace(proposal, cost=whole)
 
     def _pick(self, tried: Sequence[Mind], number: int) -> Mind | None:
         """Who is asked next, of those in use, not late and not yet ``tried``."""
         awake = [mind for mind in self._minds if mind.breaker.closed and not mind.late and mind not in tried]
         peers = {mind.name: mind for mind in awake if not mind.fallback}
+        if len(peers) == 1:
+            return next(iter(peers.values()))
         if peers:
             return peers[minds.choose(sorted(peers), self._record(), self._seed, number)]
         return awake[0] if awake else None
@@ -257,7 +275,7 @@ class Relay:
                 self._silent_since = now
             if opened:
                 mind.down_since = now
-            self.news.put(f"{mind.name} did not answer in {now - begun:.1f} s: {failed.error.kind} ({failed.error})"
+            self.news.tell(f"{mind.name} did not answer in {now - begun:.1f} s: {failed.error.kind} ({failed.error})"
                           + (f"; it rests, and goes on once it answers again{self._instead(mind)}" if opened else ""))
 
     def _instead(self, mind: Mind) -> str:
@@ -271,7 +289,7 @@ class Relay:
         said = mind.proposer.answered_as
         if said not in ("", mind.alias) and not same_model(mind.name, said):
             mind.alias = said
-            self.news.put(f"{mind.name} was asked, and the server says another model answers: {one_line(said, 80)}")
+            self.news.tell(f"{mind.name} was asked, and the server says another model answers: {one_line(said, 80)}")
         with self._changed:
             self._usual += (0.3 if self._usual else 1.0) * (seconds - self._usual)
             if mind.useless < USELESS:
@@ -279,13 +297,13 @@ class Relay:
                 self._back(mind)
             elif mind.breaker.trip(Transient("useless", kind="no patch")):
                 mind.down_since = self._clock()
-                self.news.put(f"{mind.name} gave {mind.useless} replies in a row without a usable patch: it rests"
+                self.news.tell(f"{mind.name} gave {mind.useless} replies in a row without a usable patch: it rests"
                               + self._instead(mind))
 
     def _back(self, mind: Mind) -> None:
         self._silent_since, self._told = None, _Told()
         if mind.down_since is not None:
-            self.news.put(f"{mind.name} answers again, {self._clock() - mind.down_since:.0f} s after it was given a "
+            self.news.tell(f"{mind.name} answers again, {self._clock() - mind.down_since:.0f} s after it was given a "
                           "rest")
             mind.down_since = None
         self._changed.notify_all()
@@ -326,7 +344,7 @@ class Relay:
             while (proposal := one.next(briefing)) is not None:
                 if fits(proposal, briefing):
                     if not self._told.stand_in:
-                        self.news.put(f"proposals come from {one.name} until a model answers")
+                        self.news.tell(f"proposals come from {one.name} until a model answers")
                         self._told.stand_in = True
                     return proposal
         return None
@@ -339,7 +357,7 @@ class Relay:
         lasting = all(mind.breaker.lasting for mind in self._minds)
         if not lasting and waited < self._outage:
             if not self._told.waiting:
-                self.news.put("nothing else has a proposal left: waiting for a model to answer again")
+                self.news.tell("nothing else has a proposal left: waiting for a model to answer again")
                 self._told.waiting = True
             return False
         self.ended = (f"the model endpoint refuses further calls ({self._last})" if lasting else

@@ -512,7 +512,7 @@ def test_every_template_names_its_variables_in_its_head() -> None:
     environment = jinja2.Environment()
     environment.filters |= dict.fromkeys(("fence", "quoted", "one_line"), str)
     names = {path.name for path in PROMPTS.glob("*.j2")}
-    assert names == {"system.j2", "propose.j2", "repair.j2"}
+    assert names == {"system.j2", "propose.j2", "repair.j2", "review.j2"}
     for name in names:
         text = (PROMPTS / name).read_text()
         head = re.match(r"\{#-.*?Variables: ([\w, ]+)", text, re.DOTALL)

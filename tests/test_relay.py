@@ -22,6 +22,7 @@ from agent.propose import ProposeFailed, Proposer
 from agent.read import Briefing
 from agent.records import Edit, Proposal
 from agent.relay import Mind, Relay, fits
+from agent.review import Reviewer
 from agent.scripted import Delay, Fixed, Item, Say, ScriptedModel, Status
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
@@ -62,10 +63,7 @@ def relay_of(minds: Sequence[Mind], *stand_ins: Proposer, answered: bool = True,
 
 
 def told(found: Relay) -> str:
-    lines = []
-    while not found.news.empty():
-        lines.append(found.news.get())
-    return "\n".join(lines)
+    return "\n".join(found.news.take())
 
 
 def ask(found: Relay) -> Proposal:
@@ -246,6 +244,39 @@ def test_no_question_outlives_its_deadline() -> None:
         begun = time.monotonic()
         assert ask(found).title == "one"
         assert time.monotonic() - begun < 6
+
+
+@pytest.mark.parametrize(("item", "why", "unreviewed"), [
+    (Say({"in_scope": True, "reason": "fine"}), "", ""),
+    (Say('Well: {"in_scope": false, "reason": "It trains for\nlonger."}'), "by critic: It trains for longer", ""),
+    (Say("Looks good to me"), "", "no verdict in its reply"),
+    (DOWN, "", "overloaded"),
+])
+def test_a_reviewer_may_only_turn_away(item: Fixed, why: str, unreviewed: str) -> None:
+    with ScriptedModel([], then=Say(OBJECT)) as model, ScriptedModel([], then=item) as critic:
+        reviewer = Reviewer(mind(critic.base_url, "critic").endpoint, PROMPTS)
+        found = relay_of([mind(model.base_url)], reviewer=reviewer)
+        if why:
+            with pytest.raises(ProposeFailed, match=why) as caught:
+                found.next(make_briefing())
+            assert caught.value.cost.calls == 2
+        else:
+            assert ask(found).cost.calls == 2
+        prompt = critic.requests[0].prompt
+        assert "improve val_bpb" in prompt and '"replace": "lr = 0.2"' in prompt and "def batches" not in prompt
+    assert (f"gave no review: {unreviewed}" in told(found)) if unreviewed else "review" not in told(found)
+
+
+def test_an_ended_night_lets_its_threads_go() -> None:
+    with ScriptedModel([], then=DOWN) as model:
+        found = relay_of([mind(model.base_url)], outage_seconds=3600.0)
+        waiting = threading.Thread(target=found.next, args=(make_briefing(),), daemon=True)
+        waiting.start()
+        time.sleep(0.5)
+        assert waiting.is_alive()
+        found.news.over.set()
+        waiting.join(10)
+        assert not waiting.is_alive()
 
 
 def test_what_fits_has_its_one_place() -> None:
