@@ -1,8 +1,9 @@
 """``ratchet doctor --model``: what each model's endpoint can do, found by asking, and how it will be asked therefore.
 
-Four small questions and one of some 8,000 tokens: does it answer; does it keep to a JSON schema where the question
-pulls the other way; does it call a tool; does it still know the first line of a long prompt (some servers cut what is
-too long and say nothing); and what that cost. No source is sent. Does not cover how good its patches are.
+Two small questions, one of some 8,000 tokens, and the endpoint's list of models: does it answer; does it keep to a JSON
+schema where the question pulls the other way; does it call a tool; does it still know the first line of a long prompt
+(some servers cut what is too long and say nothing); and what did that cost. No source is sent. Does not cover how good
+its patches are.
 """
 
 from __future__ import annotations

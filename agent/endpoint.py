@@ -17,7 +17,7 @@ import random
 import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 import httpx2
@@ -166,7 +166,7 @@ class Endpoint:
         try:
             with self._connect(limit) as client:
                 found = client.get("/models", cast_to=object)
-        except (openai.OpenAIError, httpx2.HTTPError, ValueError) as failure:
+        except (openai.OpenAIError, httpx2.HTTPError, ValueError, Garbage) as failure:
             raise self._typed(failure, limit) from None
         entries = found.get("data") if isinstance(found, dict) else None
         return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
@@ -245,7 +245,38 @@ class Endpoint:
         return text
 
     def _connect(self, limit: float) -> openai.OpenAI:
-        return openai.OpenAI(api_key=self._key or "none", base_url=self.base_url, max_retries=0, timeout=limit)
+        client = openai.DefaultHttpxClient(event_hooks={"response": [_cap]}, base_url=self.base_url, timeout=limit)
+        return openai.OpenAI(api_key=self._key or "none", base_url=self.base_url, max_retries=0, timeout=limit,
+                             http_client=client)
+
+
+class _Capped(httpx2.SyncByteStream):
+    """A body that ends with Garbage after ``LARGEST_BODY`` bytes as sent: that of an error too, which the openai client
+    reads to its end by itself."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for piece in self._stream:
+            size += len(piece)
+            if size > LARGEST_BODY:
+                raise too_large()
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _cap(response: httpx2.Response) -> None:
+    if isinstance(response.stream, httpx2.SyncByteStream):
+        response.stream = _Capped(response.stream)
+
+
+def too_large() -> Garbage:
+    """The error of a body longer than ``LARGEST_BODY``."""
+    return Garbage(f"the answer was longer than {LARGEST_BODY >> 20} MiB", kind="too large")
 
 
 class _Exchange(threading.Thread):
@@ -271,8 +302,7 @@ class _Exchange(threading.Thread):
                     if self.given_up.is_set():
                         return
                     if len(body) > LARGEST_BODY:
-                        self.failure = Garbage(f"the answer was longer than {LARGEST_BODY >> 20} MiB", kind="too large")
-                        return
+                        raise too_large()
                 self.answer = body.decode("utf-8", "replace"), raw.headers
-        except (openai.OpenAIError, httpx2.HTTPError, ValueError) as failure:  # those of a body come unwrapped
+        except (openai.OpenAIError, httpx2.HTTPError, ValueError, Garbage) as failure:  # a body's come unwrapped
             self.failure = failure

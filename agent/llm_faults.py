@@ -76,6 +76,7 @@ def classes(key: str) -> dict[str, FaultClass]:
         "broken event in a stream": FaultClass("broken JSON", Raw(_stream(pieces=2, tail=b"data: {broken\n\n")),
                                                settings=stream),
         "reply of 50 MB": FaultClass("too large", Raw(_large)),
+        "500 of 50 MB": FaultClass("too large", Raw(_large_error)),
         "gzip of zeros": FaultClass("too large", Raw(_bomb)),
         "truncated JSON": FaultClass("broken JSON", Truncate(Say("x" * 400))),
         "garbage": FaultClass("broken JSON", Status(200, "\x00\x01 not JSON {{{")),
@@ -136,9 +137,14 @@ def _stream(pieces: int, silent: float = 0.0, comments: bool = False, tail: byte
     return act
 
 
-def _large(connection: socket.socket, pause: Pause) -> None:
+def _large_error(connection: socket.socket, pause: Pause) -> None:
+    _large(connection, pause, b"500 Internal Server Error")
+
+
+def _large(connection: socket.socket, pause: Pause, status: bytes = b"200 OK") -> None:
     size = MEGABYTES << 20
-    connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n" % size)
+    head = b"HTTP/1.1 %b\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+    connection.sendall(head % (status, size))
     for _ in range(MEGABYTES):
         connection.sendall(b" " * (1 << 20))
 

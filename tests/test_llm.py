@@ -243,7 +243,8 @@ def test_a_stream_is_joined_and_asked_for_when_wanted() -> None:
     (pieces("a", finish=None, tail='data: {"error": {"code": 503, "message": "gone"}}\n\n'), "overloaded", "gone"),
     (pieces(finish="stop"), "no content", "no content"),
     (Status(200, " " * (LARGEST_BODY + 1)), "too large", "longer than 8 MiB"),
-], ids=["ends early", "corrupt", "error inside", "empty", "too large"])
+    (Status(500, " " * (LARGEST_BODY + 1)), "too large", "longer than 8 MiB"),
+], ids=["ends early", "corrupt", "error inside", "empty", "too large", "error too large"])
 def test_a_bad_stream_or_an_endless_body_is_a_typed_error(item: Item, kind: str, said: str) -> None:
     with ScriptedModel([], then=item) as model, pytest.raises(Transient, match=said) as caught:
         make_endpoint(model.base_url, attempts=1).complete(ASK, SCHEMA)
