@@ -165,7 +165,8 @@ class Stub:
             return Status(401, {"error": {"message": "that was all"}})
         edit = {"path": "settings.py", "search": "WORSE = 0", "replace": f"WORSE = {number}"}
         return Delay(self.case.reply, Reply({"title": f"Worse by {number}", "hypothesis": "It sleeps as long.",
-                                             "direction": "constants", "expected_effect": None, "edits": [edit]}))
+                                             "direction": "constants", "expected_effect": None, "edits": [edit]},
+                                            model=str(body["model"])))
 
     def outage(self, ledger: Path) -> dict[str, Any]:
         """Share of the outage for which runs held the slots, and whether the model was asked again afterwards."""
@@ -178,7 +179,7 @@ class Stub:
                    for r in state.runs.values() if r.purpose == "pair" and r.id in state.results)
         by = [a.proposal.source for a in state.attempts.values()]
         return {"outage_s": self.case.outage, "outage_busy": held / (self.case.slots * self.case.outage),
-                "returned": self.returned and by[-1] == "stub", "fallback_candidates": by.count("fallback")}
+                "returned": self.returned and by.count("stub") > BEFORE, "fallback_candidates": by.count("fallback")}
 
 
 def account(ledger: Path, case: Case) -> dict[str, Any]:
