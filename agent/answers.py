@@ -1,5 +1,7 @@
 """What an OpenAI-compatible endpoint said -> a Reply, or one of seven typed errors. Pure: no socket, no clock.
 
+Each error also names its ``kind`` in a few words (``KINDS``), which is what a person reads in the ledger.
+
 The openai client (3.54, measured) hands back an HTML page as a ``str``, an error in a 200 as ``choices=None``, and a
 cut body as a raw JSONDecodeError. So the body is taken raw and read here, where each odd answer has a test.
 """
@@ -17,39 +19,52 @@ from typing import Any
 from agent.quote import one_line
 from agent.records import Cost
 
+KINDS = ("rate limit", "overloaded", "server error", "no connection", "tls", "timeout", "stalled", "web page", "empty",
+         "broken JSON", "no choices", "no content", "refusal", "cut off", "too large", "quota", "key refused",
+         "context overflow", "unknown model", "bad request", "no patch")
+"""What can become of a question. The last one is a reply without a usable patch, which is no endpoint's fault."""
+
 
 class EndpointError(Exception):
     """One call gave no reply. ``cost`` is what the failed calls cost together."""
 
     cost: Cost = Cost()
+    kind: str = "server error"
 
 
 class Transient(EndpointError):
     """Down, overloaded, cut off or late: another try may work. ``retry_after``: seconds, if the server said."""
 
-    def __init__(self, message: str, retry_after: float | None = None) -> None:
+    def __init__(self, message: str, retry_after: float | None = None, kind: str = "server error") -> None:
         super().__init__(message)
-        self.retry_after = retry_after
+        self.retry_after, self.kind = retry_after, kind
 
 
 class RateLimited(Transient):
     """429: too many requests for now."""
 
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message, retry_after, "rate limit")
+
 
 class Garbage(Transient):
     """A 200 without a usable reply: HTML, empty, cut JSON, no choices, no content. ``tokens`` were still charged."""
 
-    def __init__(self, message: str, tokens: Cost | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, message: str, tokens: Cost | None = None, kind: str = "broken JSON") -> None:
+        super().__init__(message, None, kind)
         self.tokens = tokens or Cost()
 
 
 class Quota(EndpointError):
     """The account is out of money: no retry can mend it."""
 
+    kind = "quota"
+
 
 class Auth(EndpointError):
     """The key was refused (401, 403)."""
+
+    kind = "key refused"
 
     def __init__(self, message: str, status: int) -> None:
         super().__init__(message)
@@ -59,6 +74,8 @@ class Auth(EndpointError):
 class ContextOverflow(EndpointError):
     """The prompt is longer than the model's context."""
 
+    kind = "context overflow"
+
 
 class BadRequest(EndpointError):
     """The request itself was refused. ``status`` 404: no such model or path. ``parameter``: the one it names."""
@@ -66,6 +83,7 @@ class BadRequest(EndpointError):
     def __init__(self, message: str, status: int, parameter: str = "") -> None:
         super().__init__(message)
         self.status, self.parameter = status, parameter
+        self.kind = "unknown model" if status == 404 else "bad request"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +93,8 @@ class Reply:
     text: str
     cost: Cost
     cut: bool = False
+    model: str = ""
+    """The name that the server gave of what answered."""
 
 
 _CONTEXT = re.compile(
@@ -87,6 +107,7 @@ _PARAMETERS = (
         r"response_format|json_schema|json_object|structured output|grammar", re.IGNORECASE)),
     ("max_tokens", re.compile(r"max_tokens|max_completion_tokens", re.IGNORECASE)),
     ("temperature", re.compile(r"temperature", re.IGNORECASE)),
+    ("stream", re.compile(r"stream_options|\bstream(?:ing)? (?:is )?not supported", re.IGNORECASE)),
 )
 
 
@@ -104,7 +125,7 @@ def refusal(status: int, body: str, headers: Mapping[str, str]) -> EndpointError
     if status == 429:
         return RateLimited(said, wait)
     if status in (408, 409, 425) or status >= 500 or status < 400:
-        return Transient(said, wait)
+        return Transient(said, wait, "overloaded" if status in (503, 529) else "server error")
     return BadRequest(said, status, _named_parameter(param, message))
 
 
@@ -115,13 +136,53 @@ def read_reply(body: str, headers: Mapping[str, str]) -> Reply:
     """
     kind = headers.get("content-type", "?").split(";")[0]
     if not body.strip():
-        raise Garbage("the answer was empty")
+        raise Garbage("the answer was empty", kind="empty")
+    if kind == "text/event-stream":
+        return _read_stream(body, headers)
     try:
         answer = json.loads(body)
-    except ValueError:
+    except (ValueError, RecursionError):
         shown = one_line(body, 60)
-        what = "a web page" if body.lstrip()[:1] == "<" else "broken JSON"
-        raise Garbage(f"the answer was {what} ({kind}): {shown}") from None
+        page = body.lstrip()[:1] == "<"
+        raise Garbage(f"the answer was {'a web page' if page else 'broken JSON'} ({kind}): {shown}",
+                      kind="web page" if page else "broken JSON") from None
+    return _read_answer(answer, body, headers)
+
+
+def _read_stream(body: str, headers: Mapping[str, str]) -> Reply:
+    """The reply in a whole event stream: its pieces of text joined. One that ends early is Garbage: a cut patch may
+    still look like one."""
+    events = [line[5:].strip() for line in body.splitlines() if line.startswith("data:")]
+    text, finish, model = "", None, ""
+    usage: Any = None
+    refused = ""
+    for event in events:
+        if event == "[DONE]":
+            break
+        try:
+            piece = json.loads(event)
+        except (ValueError, RecursionError):
+            raise Garbage(f"the stream held broken JSON: {one_line(event, 60)}") from None
+        if not isinstance(piece, dict):
+            raise Garbage("the stream held JSON, but no object")
+        if piece.get("error"):
+            raise refusal(_error_status(piece["error"]), event, headers)
+        usage, model = piece.get("usage") or usage, str(piece.get("model") or model)
+        choices = piece.get("choices")
+        choice = choices[0] if isinstance(choices, list) and choices and isinstance(choices[0], dict) else {}
+        given = choice.get("delta")
+        delta = given if isinstance(given, dict) else {}
+        text += str(delta.get("content") or "")
+        refused += str(delta.get("refusal") or "")
+        finish = choice.get("finish_reason") or finish
+    if finish is None:
+        raise Garbage("the stream ended before the answer did", _usage(usage), "cut off")
+    message = {"content": text, "refusal": refused}
+    return _read_answer({"choices": [{"message": message, "finish_reason": finish}], "usage": usage, "model": model},
+                        body, headers)
+
+
+def _read_answer(answer: Any, body: str, headers: Mapping[str, str]) -> Reply:
     if not isinstance(answer, dict):
         raise Garbage("the answer was JSON, but no object")
     if answer.get("error"):
@@ -130,10 +191,11 @@ def read_reply(body: str, headers: Mapping[str, str]) -> Reply:
     choices = answer.get("choices")
     choice = choices[0] if isinstance(choices, list) and choices else None
     if not isinstance(choice, dict):
-        raise Garbage("the answer had no choices", cost)
+        raise Garbage("the answer had no choices", cost, "no choices")
     if choice.get("error"):
         raise refusal(_error_status(choice["error"]), json.dumps(choice), headers)
-    return _content(choice, cost)
+    reply = _content(choice, cost)
+    return Reply(reply.text, reply.cost, reply.cut, str(answer.get("model") or ""))
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -163,10 +225,12 @@ def _content(choice: dict[str, Any], cost: Cost) -> Reply:
     if isinstance(content, str) and content.strip():
         return Reply(content, cost, cut)
     if cut:
-        raise Garbage("the model used up its tokens before it answered; raise model.max_tokens", cost)
+        raise Garbage("the model used up its tokens before it answered; raise model.max_tokens", cost, "cut off")
     if message.get("refusal"):
-        raise Garbage(f"the model declined: {one_line(str(message['refusal']), 160)}", cost)
-    raise Garbage("the answer had no content", cost)
+        raise Garbage(f"the model declined: {one_line(str(message['refusal']), 160)}", cost, "refusal")
+    if choice.get("finish_reason") == "content_filter":
+        raise Garbage("the endpoint's filter kept the answer back", cost, "refusal")
+    raise Garbage("the answer had no content", cost, "no content")
 
 
 def _usage(usage: Any) -> Cost:

@@ -12,6 +12,7 @@
     habit    bench_habit.py      greedy loops on a wall clock, over patches that do nothing
     pipeline bench_pipeline.py   whether a slot ever waits for a model
     caps     bench_caps.py       whether caps hold in random campaigns, and forecasts come true
+    llm-faults bench_llm.py     nights whose model breaks, in one way each
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
@@ -37,6 +38,7 @@ from agent import (
     bench_bank,
     bench_caps,
     bench_habit,
+    bench_llm,
     bench_machine,
     bench_pipeline,
     bench_policy,
@@ -89,6 +91,8 @@ BENCHES = {
                       bench_pipeline.options, bench_pipeline.pipeline, trains=False),
     "caps": Bench("random campaigns against their caps: what goes beyond, and what a calibrated forecast is worth",
                   bench_caps.options, bench_caps.caps, trains=False),
+    "llm-faults": Bench("campaigns whose model breaks, in one way each: do they go on, and say what happened",
+                        bench_llm.options, bench_llm.llm_faults, trains=False),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",

@@ -63,26 +63,33 @@ class Case:
     least_busy: float
     history: int = 0
     """Finished candidates that the ledger holds already."""
+    outage: float = 0.0
+    """Seconds for which the model fails once it has answered ``BEFORE`` times; a fallback of the same speed goes on."""
 
 
 FIRST = Case("replies of 10 s", 10, 10, 1, 12, BUSY)
+BEFORE = 4
 OTHERS = (Case("replies of 1 s", 1, 10, 1, 12, BUSY),
-          Case("replies of 30 s, four in flight", 30, 10, 1, 16, ALSO_BUSY))
+          Case("replies of 30 s, four in flight", 30, 10, 1, 16, ALSO_BUSY),
+          Case("a model that fails for five minutes", 10, 10, 1, 44, STILL_BUSY, outage=300))
 
 
 def options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--all", action="store_true", help="replies of 1 and 30 s too")
+    parser.add_argument("--all", action="store_true", help="replies of 1 and 30 s too, and an outage of five minutes")
     parser.add_argument("--reply", type=float, help="seconds of a reply; with it one case of your own")
     parser.add_argument("--train", type=float, default=10.0, help="seconds of a training run of your own case")
     parser.add_argument("--slots", type=count, default=1, help="slots of your own case")
     parser.add_argument("--candidates", type=count, default=12, help="candidates of your own case")
+    parser.add_argument("--outage", type=float, default=0.0, help="seconds for which the model of your own case fails")
     parser.add_argument("--history", type=int, default=0, help="finished candidates in the ledger of your own case")
 
 
 def pipeline(options: argparse.Namespace, say: Callable[[str], None]) -> Finding:
     """The cases one after the other, on an otherwise idle machine."""
-    cases = ([Case(f"replies of {options.reply:g} s", options.reply, options.train, options.slots, options.candidates,
-                   0.0, options.history)] if options.reply is not None else [FIRST, *(OTHERS if options.all else ())])
+    own = options.reply is not None and Case(
+        f"replies of {options.reply:g} s", options.reply, options.train, options.slots, options.candidates,
+        STILL_BUSY if options.outage else 0.0, options.history, options.outage)
+    cases = [own] if own else [FIRST, *(OTHERS if options.all else ())]
     found = {}
     for case in cases:
         with scratch(options.runs, "pipeline") as folder:
@@ -98,21 +105,19 @@ def pipeline(options: argparse.Namespace, say: Callable[[str], None]) -> Finding
 
 def measure(case: Case, folder: Path, level: int, say: Callable[[str], None]) -> dict[str, Any]:
     """Run one campaign in ``folder`` and weigh its time."""
-    numbers = itertools.count(1)
-    lock = threading.Lock()
-
-    def answer(_: dict[str, Any]) -> Fixed:
-        with lock:
-            number = next(numbers)
-        if number > case.candidates:
-            return Status(401, {"error": {"message": "that was all"}})
-        edit = {"path": "settings.py", "search": "WORSE = 0", "replace": f"WORSE = {number}"}
-        return Delay(case.reply, Reply({"title": f"Worse by {number}", "hypothesis": "It sleeps as long.",
-                                        "direction": "constants", "expected_effect": None, "edits": [edit]}))
-
-    with ScriptedModel([], then=answer) as model:
+    stub = Stub(case)
+    with ScriptedModel([], then=stub.answer) as model, ScriptedModel([], then=stub.go_on) as other:
         parallel = max(4, min(64, math.ceil(case.slots * case.reply / case.train) + 1))
-        write_sleeper(folder / "target", case.train, model.base_url, parallel)
+        write_sleeper(folder / "target", case.train, f"""[model]
+base_url = "{model.base_url}"
+name = "stub"
+repairs = 0
+parallel = {parallel}
+""" + (f"""
+[[models]]
+name = "fallback"
+base_url = "{other.base_url}"
+""" if case.outage else ""))
         ledger = folder / "runs" / "sleep" / "ledger.jsonl"
         if case.history:
             _campaign(folder, case, level, say, stop=True)
@@ -120,12 +125,61 @@ def measure(case: Case, folder: Path, level: int, say: Callable[[str], None]) ->
         cores, seconds = _campaign(folder, case, level, say)
     orphans = sum(str(folder) in " ".join(process.info["cmdline"] or ()) for process in
                   psutil.process_iter(["cmdline"]))
-    found = account(ledger, case)
+    found = account(ledger, case) | stub.outage(ledger)
     return found | {"controller_cores": cores, "controller_s": cores * seconds / max(1, found["candidates"]),
                     "history": case.history, "orphans": orphans,
-                    "ok": found["busy"] >= case.least_busy and not orphans and (
-                        not case.least_busy or case.train < case.reply / 2
+                    "ok": found["busy"] >= case.least_busy and not orphans and found.get("returned", True) and (
+                        found.get("outage_busy", 1.0) >= case.least_busy) and (
+                        not case.least_busy or case.outage or case.train < case.reply / 2
                         or found["overhead_s"] <= PER_CANDIDATE)}
+
+
+class Stub:
+    """The model of a case: a new constant with each reply; and, where there is to be an outage, a 503 or silence by
+    turns for so long, while a fallback goes on."""
+
+    def __init__(self, case: Case) -> None:
+        self.case, self._numbers, self._lock = case, itertools.count(1), threading.Lock()
+        self._asked, self._failing = 0, itertools.count()
+        self.down: float | None = None
+        """When the outage began, in seconds since the epoch."""
+        self.returned = False
+
+    def answer(self, _: dict[str, Any]) -> Fixed:
+        with self._lock:
+            self._asked += 1
+            if self.case.outage and self._asked > BEFORE:
+                self.down = self.down or time.time()
+                left = self.down + self.case.outage - time.time()
+                if left > 0:
+                    return Status(503, "down") if next(self._failing) % 2 else Delay(left, Status(503, "down"))
+                self.returned = True
+        return self.go_on(_)
+
+    def go_on(self, body: dict[str, Any]) -> Fixed:
+        if "This is attempt" not in str(body["messages"]):  # a question whether it is back
+            return Reply({"ok": True})
+        with self._lock:
+            number = next(self._numbers)
+        if number > self.case.candidates:
+            return Status(401, {"error": {"message": "that was all"}})
+        edit = {"path": "settings.py", "search": "WORSE = 0", "replace": f"WORSE = {number}"}
+        return Delay(self.case.reply, Reply({"title": f"Worse by {number}", "hypothesis": "It sleeps as long.",
+                                             "direction": "constants", "expected_effect": None, "edits": [edit]},
+                                            model=str(body["model"])))
+
+    def outage(self, ledger: Path) -> dict[str, Any]:
+        """Share of the outage for which runs held the slots, and whether the model was asked again afterwards."""
+        if self.down is None:
+            return {}
+        state, _ = replay(ledger)
+        started, _, _ = _times(ledger)
+        end = self.down + self.case.outage
+        held = sum(max(0.0, min(end, started[r.id] + state.results[r.id].seconds) - max(self.down, started[r.id]))
+                   for r in state.runs.values() if r.purpose == "pair" and r.id in state.results)
+        by = [a.proposal.source for a in state.attempts.values()]
+        return {"outage_s": self.case.outage, "outage_busy": held / (self.case.slots * self.case.outage),
+                "returned": self.returned and by.count("stub") > BEFORE, "fallback_candidates": by.count("fallback")}
 
 
 def account(ledger: Path, case: Case) -> dict[str, Any]:
@@ -170,8 +224,8 @@ def lengthen(ledger: Path, wanted: int) -> None:
         f"create {merge.REFUSED}old-{number:06d} {kept}\n" for number in range(wanted)).encode())
 
 
-def write_sleeper(folder: Path, seconds: float, base_url: str, parallel: int) -> None:
-    """A target whose run of 100 steps sleeps for ``seconds``, and whose model answers at ``base_url``."""
+def write_sleeper(folder: Path, seconds: float, model: str) -> None:
+    """A target whose run of 100 steps sleeps for ``seconds``. ``model``: its tables [model] and [[models]]."""
     tiny.write_repository(folder, {
         "settings.py": "WORSE = 0\n",
         "train.py": "import sys\nimport time\n\nimport settings\n\nseed, steps = int(sys.argv[1]), int(sys.argv[2])\n"
@@ -201,12 +255,7 @@ policy = "single"
 floor = 0.0001
 final_pairs = 2
 
-[model]
-base_url = "{base_url}"
-name = "stub"
-repairs = 0
-parallel = {parallel}
-"""})
+{model}"""})
 
 
 def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False) -> tuple[float, float]:

@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
-from agent import audits, git, guards, merge, report, runs
+from agent import audits, git, guards, merge, report, runs, scope
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -118,7 +118,7 @@ class Campaign:
     """One campaign. All memory is the ledger's; what is kept here can be rebuilt from it."""
 
     def __init__(self, opened: Opened, observer: Observer, clock: Clock) -> None:
-        self.site, self.ledger, self.proposer = opened.site, opened.ledger, opened.proposer
+        self.site, self.ledger, self.proposer, self.news = opened.site, opened.ledger, opened.proposer, opened.news
         self.observer, self.clock = observer, clock
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until,
@@ -395,6 +395,8 @@ class Campaign:
 
     def receive(self) -> None:
         """Take what the proposer answered: a new proposal is built, a mended one is built again."""
+        for text in self.news.take():
+            self.note(text)
         for answer in self.drafts.ready():
             if answer.draft.broken is None:
                 self.receive_new(answer)
@@ -458,8 +460,9 @@ class Campaign:
             return
         twin = self.duplicate_of(candidate, attempt)
         self.ledger.append("candidate", candidate)
-        if twin:
-            self.close(attempt, "patch", f"the same change as {twin}")
+        reason = f"the same change as {twin}" if twin else scope.outside(self.site, proposal, candidate)
+        if reason:
+            self.close(attempt, "patch", reason)
             return
         self.in_vain = 0
         trial = Trial(attempt, candidate, repairs)

@@ -229,13 +229,15 @@ def audit_command(
 def doctor_command(
     repo: Annotated[Path | None, typer.Argument(help="Target to look at.", show_default=False)] = None,
     preset: PresetOption = "", folder: RunsOption = RUNS, engine: EngineOption = "", slots: SlotsOption = None,
+    model: Annotated[bool, typer.Option("--model", help="Probe the models instead, by some small questions.")] = False,
 ) -> None:
     """Look whether this machine and this target can run, and how to mend what is wrong. With --engine: whether those
-    machines can, by jobs of a second.
+    machines can, by jobs of a second. With --model: what the endpoint can do, and how it will be asked.
     """
-    from agent import doctor, doctor_engine
+    from agent import doctor, doctor_engine, doctor_model
     failed = False
-    checks = (doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
+    checks = (doctor_model.examine(repo, preset) if model else
+              doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
               doctor.examine(repo, folder, preset))
     for check in checks:
         _print([check.line()])
@@ -311,7 +313,7 @@ def promote_command(
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
     """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
-    caps, attacks, bank, replay, weigh or policy.
+    attacks, bank, replay, pipeline, llm-faults, caps, weigh or policy.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """

@@ -90,6 +90,8 @@ class Source(Section):
     protected: list[str] = Field(default_factory=list, description="globs a patch may not change")
     max_patch_lines: int = Field(800, ge=1, description="added plus removed lines")
     max_patch_kb: int = Field(64, ge=1, description="size of the diff in KiB")
+    goal_keeper: bool = Field(True, description="turn away proposals that change budget, seeds, evaluation or data "
+                              "(agent/scope.py)")
 
 
 class Metric(Section):
@@ -217,11 +219,22 @@ class Model(Section):
     temperature: float | None = Field(None, ge=0, le=2)
     max_tokens: int = Field(8192, ge=256)
     timeout_seconds: float = Field(180, gt=0, description="one call")
+    deadline_seconds: float = Field(900, gt=0, description="one proposal, its tries, waits and repair rounds included")
+    stream: bool = Field(False, description="ask for the reply as a stream of pieces")
     attempts: int = Field(4, ge=1, description="calls per proposal before it is given up")
     repairs: int = Field(2, ge=0, description="repair rounds that show the model its error")
     parallel: int = Field(4, ge=1, le=64, description="questions to the model at a time, at most")
     usd_per_million_prompt: float = Field(0, ge=0)
     usd_per_million_completion: float = Field(0, ge=0)
+    outage_hours: float = Field(8, ge=0, description="how long a night waits for a model when nothing else has a "
+                                "proposal left")
+
+
+class OtherModel(Model):
+    """A further model; what it leaves out is taken from [model] (see ``other_models``)."""
+
+    role: Literal["fallback", "peer", "review"] = Field(
+        "fallback", description="asked while the others cannot be, asked in turn with [model], or asked to review")
 
 
 class Config(Section):
@@ -243,6 +256,8 @@ class Config(Section):
     limits: LimitsTable = LimitsTable()
     engine: Engine = Engine()
     model: Model = Model()
+    models: list[dict[str, Any]] = Field(default_factory=list, description="further models: tables with the keys of "
+                                         "[model], and role")
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict)
 
 
@@ -265,6 +280,7 @@ def parse(text: str, where: str, preset: str = "") -> Config:
         raise UserError(f"{where} does not say how to train.", 'Add:  [train]  command = "python train.py"')
     try:
         config = Config.model_validate(raw)
+        _check_models(config, where)
         for name, table in config.presets.items():
             if name != preset:
                 Config.model_validate(_overlay(raw, table))
@@ -302,6 +318,16 @@ def endpoint(model: Model) -> tuple[str, str]:
     return base.rstrip("/"), model.name or os.environ.get("RATCHET_MODEL", "")
 
 
+def other_models(config: Config) -> tuple[OtherModel, ...]:
+    """The models of ``[[models]]``. What one leaves out is that of [model]; but one with an address of its own takes
+    neither key nor prices from there, so that no key is sent to another's endpoint. Raises ValidationError."""
+    own = {"role": "fallback", "name": "", "usd_per_million_prompt": 0, "usd_per_million_completion": 0}
+    shared = config.model.model_dump()
+    apart = {"key_variable": "", **own}
+    return tuple(OtherModel.model_validate(shared | (apart if "base_url" in entry else own) | entry)
+                 for entry in config.models)
+
+
 def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
     """``base`` with the tables of ``top`` laid over it, key by key."""
     merged = dict(base)
@@ -309,6 +335,19 @@ def _overlay(base: dict[str, Any], top: dict[str, Any]) -> dict[str, Any]:
         old = merged.get(name)
         merged[name] = _overlay(old, value) if isinstance(old, dict) and isinstance(value, dict) else value
     return merged
+
+
+def _check_models(config: Config, where: str) -> None:
+    """Raises UserError for an entry of [[models]] that is no model."""
+    try:
+        for other in other_models(config):
+            if not other.name:
+                raise UserError(f"{where}: an entry of [[models]] has no name.", 'Add  name = "..."')
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = ".".join(map(str, first["loc"]))
+        raise UserError(f"{where}: [[models]] {key}: {first['msg']}.",
+                        f"Known keys: {', '.join(sorted(OtherModel.model_fields))}.") from error
 
 
 def _check(config: Config, where: str) -> None:

@@ -1,19 +1,26 @@
 """One validated call to an OpenAI-compatible endpoint: retried, bounded in time, priced.
 
 The openai client's own retries are off, since it sleeps as long as a server asks (90 s inside one call with a 3 s
-timeout) and never retries a broken body. A call runs in a thread of its own, so that name look-up, a dripping header
-or a stalled body cannot outlast ``timeout_seconds``. What an endpoint does not know (a response format, a
-temperature, a name of the token limit) is left out once it says so, and that is remembered for its later calls.
+timeout) and never retries a broken body. A call runs in a thread of its own with a client of its own (made in 16 ms,
+measured), so that name look-up, a dripping header or a stalled body cannot outlast ``timeout_seconds``, and giving one
+call up breaks no other. A body is read in pieces, and no further than ``LARGEST_BODY``.
+
+What an endpoint does not know (a response format, a temperature, a name of the token limit) is left out once it says
+so, and that is remembered for its later calls.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import random
+import ssl
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal
 
+import httpx2
 import openai
 import tenacity
 
@@ -30,16 +37,19 @@ CHARACTERS_A_TOKEN = 3.5
 """Used only where a server reports no usage but a price is set."""
 LONGEST_WAIT = 120.0
 """Seconds between two tries at most, whatever Retry-After says."""
+LARGEST_BODY = 8 << 20
+"""Bytes of an answer that are read: a patch is limited to far less, and an endless answer must not fill the memory."""
 
 
 class Endpoint:
     """A model behind a base URL.
 
-    ``complete`` raises the typed errors of agent/answers.py. No exception text, and no message sent, contains the key.
-    ``sleep``, ``clock`` and ``jitter`` are arguments for tests and for a caller that must wake early.
+    ``complete`` raises the typed errors of agent/answers.py. No exception text, and no message sent, contains a key.
+    ``secrets``: keys of other endpoints, which this one must not see either. ``sleep``, ``clock`` and ``jitter`` are
+    arguments for tests and for a caller that must wake early.
     """
 
-    def __init__(self, model: config.Model, key: str, base_url: str, name: str, *,
+    def __init__(self, model: config.Model, key: str, base_url: str, name: str, *, secrets: Sequence[str] = (),
                  sleep: Callable[[float], None] = time.sleep, clock: Callable[[], float] = time.monotonic,
                  jitter: Callable[[], float] = random.random) -> None:
         self.base_url, self.name = base_url, name
@@ -48,23 +58,28 @@ class Endpoint:
         self.format: Format = "json_schema"
         self._format_works = False
         self._tokens_name: str | None = "max_tokens"
-        self._temperature = model.temperature
+        self._temperature, self._stream = model.temperature, model.stream
         self._model, self._key = model, key
-        self._sleep, self._clock, self._jitter = sleep, clock, jitter
-        self._client = self._connect()
+        self._secrets = tuple(sorted({one for one in (key, *secrets) if len(one) >= 8}, key=len, reverse=True))
+        self._sleep, self.clock, self._jitter = sleep, clock, jitter
+        self.patience = LONGEST_WAIT
+        """Seconds that it waits between two tries; where more are asked for, the error is raised at once, for a caller
+        that has somebody else to ask."""
 
-    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
-        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can.
+    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any] | None,
+                 until: float | None = None) -> Reply:
+        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can; None: as plain text.
 
-        Transient, RateLimited and Garbage are tried ``attempts`` times in all. The cost, of a reply or of an error,
-        counts the failed calls as well.
+        Transient, RateLimited and Garbage are tried ``attempts`` times in all, and not beyond ``until`` (by the clock).
+        The cost, of a reply or of an error, counts the failed calls as well.
         """
-        started, spent = self._clock(), Cost()
+        started, spent = self.clock(), Cost()
+        end = float("inf") if until is None else until
 
         def try_once() -> Reply:
             nonlocal spent
             try:
-                reply = self._adapt(messages, schema)
+                reply = self._adapt(messages, schema, end)
             except EndpointError as error:
                 spent = add_costs(spent, error.cost)
                 raise
@@ -72,28 +87,27 @@ class Endpoint:
             return reply
 
         tries = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(self._model.attempts), wait=self._wait, sleep=self._sleep, reraise=True,
+            stop=lambda state: (state.attempt_number >= self._model.attempts or state.upcoming_sleep > self.patience
+                                or self.clock() + state.upcoming_sleep >= end),
+            wait=self._wait, sleep=self._sleep, reraise=True,
             retry=tenacity.retry_if_exception_type(Transient))
         try:
             reply = tries(try_once)
         except EndpointError as error:
-            error.cost = add_costs(spent, Cost(seconds=self._clock() - started))
+            error.cost = add_costs(spent, Cost(seconds=self.clock() - started))
             raise
         self.answered = True
-        return Reply(reply.text, add_costs(spent, Cost(seconds=self._clock() - started)), reply.cut)
+        return dataclasses.replace(reply, cost=add_costs(spent, Cost(seconds=self.clock() - started)))
 
-    def close(self) -> None:
-        self._client.close()
-
-    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
+    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any] | None, end: float) -> Reply:
         """One call; while the endpoint refuses a parameter that can be left out, again without it."""
         calls = 0
         while True:
             calls += 1
             try:
-                reply = self._call(messages, schema)
+                reply = self._call(messages, schema, end)
                 self._format_works = True
-                return Reply(reply.text, add_costs(reply.cost, Cost(calls=calls - 1)), reply.cut)
+                return dataclasses.replace(reply, cost=add_costs(reply.cost, Cost(calls=calls - 1)))
             except BadRequest as error:
                 if not self._leave_out(error):
                     error.cost = Cost(calls=calls)
@@ -107,6 +121,8 @@ class Endpoint:
         """Drop what ``error`` names, for good. An unexplained 400 or 422 is blamed on a format that never worked."""
         if error.parameter == "temperature" and self._temperature is not None:
             self._temperature = None
+        elif error.parameter == "stream" and self._stream:
+            self._stream = False
         elif error.parameter == "max_tokens" and self._tokens_name:
             self._tokens_name = "max_completion_tokens" if self._tokens_name == "max_tokens" else None
         elif self.format != "plain" and (error.parameter == "response_format" or (
@@ -117,29 +133,60 @@ class Endpoint:
             return False
         return True
 
-    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
+    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any] | None, end: float) -> Reply:
         """One HTTP exchange. Raises a typed error with the key scrubbed from its text."""
-        request = self._request(messages, schema)
-        exchange = _Exchange(self._client, request)
-        exchange.start()
-        exchange.join(self._model.timeout_seconds)
-        if exchange.is_alive():
-            self._client.close()
-            self._client = self._connect()
-            raise Transient(f"no whole answer within {self._model.timeout_seconds:g} s")
-        if exchange.failure is not None:
-            raise self._typed(exchange.failure) from None
-        if exchange.answer is None:
-            raise RuntimeError("the thread of a model call ended without an answer; its traceback is above")
-        body, headers = exchange.answer
-        reply = read_reply(self._scrub(body), headers)
+        limit = min(self._model.timeout_seconds, end - self.clock())
+        if limit <= 0:
+            raise Transient("no time was left for another call", kind="timeout")
+        body, headers = self._exchange(self._request(messages, schema), limit)
+        reply = read_reply(body, headers)
         cost = reply.cost
         if not cost.prompt_tokens and not cost.completion_tokens:
             sent = sum(len(message["content"]) for message in messages)
             cost = Cost(cost.usd, round(sent / CHARACTERS_A_TOKEN), round(len(reply.text) / CHARACTERS_A_TOKEN))
-        return Reply(reply.text, add_costs(self._priced(cost), Cost(calls=1)), reply.cut)
+        return dataclasses.replace(reply, cost=add_costs(self._priced(cost), Cost(calls=1)))
 
-    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
+    def calls_tools(self, limit: float) -> bool:
+        """Whether the model calls a tool that it is offered and needs. Raises the typed errors."""
+        tool = {"type": "function", "function": {
+            "name": "read_file", "description": "The text of a file.", "parameters": {
+                "type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}}}
+        ask: list[Message] = [{"role": "user", "content": "Read the file notes.txt with the tool read_file."}]
+        request = self._request(ask, None) | {"tools": [tool], "tool_choice": "auto"}
+        request.pop("stream", None), request.pop("stream_options", None)
+        body, _ = self._exchange(request, limit)
+        try:
+            message = json.loads(body)["choices"][0]["message"]
+            return any(call["function"]["name"] == "read_file" for call in message.get("tool_calls") or ())
+        except (ValueError, LookupError, TypeError, AttributeError):
+            return False
+
+    def listed(self, limit: float) -> list[Mapping[str, Any]]:
+        """What the endpoint lists under /models; empty where it lists nothing. Raises the typed errors."""
+        try:
+            with self._connect(limit) as client:
+                found = client.get("/models", cast_to=object)
+        except (openai.OpenAIError, httpx2.HTTPError, ValueError, Garbage) as failure:
+            raise self._typed(failure, limit) from None
+        entries = found.get("data") if isinstance(found, dict) else None
+        return [entry for entry in entries if isinstance(entry, dict)] if isinstance(entries, list) else []
+
+    def _exchange(self, request: dict[str, Any], limit: float) -> tuple[str, Mapping[str, str]]:
+        """Body, without any key, and headers of a 200."""
+        exchange = _Exchange(self._connect(limit), request)
+        exchange.start()
+        exchange.join(limit)
+        if exchange.is_alive():
+            exchange.given_up.set()
+            raise Transient(f"no whole answer within {limit:g} s", kind="stalled" if exchange.begun else "timeout")
+        if exchange.failure is not None:
+            raise self._typed(exchange.failure, limit) from None
+        if exchange.answer is None:
+            raise RuntimeError("the thread of a model call ended without an answer; its traceback is above")
+        body, headers = exchange.answer
+        return self._scrub(body), headers
+
+    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [{**message, "content": self._scrub(message["content"])} for message in messages],
@@ -148,6 +195,10 @@ class Endpoint:
             request[self._tokens_name] = self._model.max_tokens
         if self._temperature is not None:
             request["temperature"] = self._temperature
+        if self._stream:
+            request |= {"stream": True, "stream_options": {"include_usage": True}}
+        if schema is None:
+            return request
         if self.format == "json_schema":
             described = {"name": "proposal", "strict": True, "schema": dict(schema)}
             request["response_format"] = {"type": "json_schema", "json_schema": described}
@@ -155,14 +206,20 @@ class Endpoint:
             request["response_format"] = {"type": "json_object"}
         return request
 
-    def _typed(self, failure: openai.OpenAIError | ValueError) -> EndpointError:
+    def _typed(self, failure: Exception, limit: float) -> EndpointError:
+        if isinstance(failure, Garbage):
+            return failure
         if isinstance(failure, openai.APIStatusError):
             response = failure.response
-            return refusal(response.status_code, self._scrub(response.text), response.headers)
-        if isinstance(failure, openai.APITimeoutError):
-            return Transient(f"no answer within {self._model.timeout_seconds:g} s")
-        cause = failure.__cause__ or failure
-        return Transient(f"no connection: {one_line(self._scrub(str(cause)), 160)}")
+            return refusal(response.status_code, self._scrub(response.text[:LARGEST_BODY]), response.headers)
+        if isinstance(failure, (openai.APITimeoutError, httpx2.TimeoutException)):
+            return Transient(f"no answer within {limit:g} s", kind="timeout")
+        causes: list[BaseException] = [failure]
+        while (cause := causes[-1].__cause__ or causes[-1].__context__) is not None and len(causes) < 10:
+            causes.append(cause)
+        told = one_line(self._scrub(str(failure.__cause__ or failure)), 160)
+        secured = any(isinstance(cause, ssl.SSLError) for cause in causes) or "SSL" in told
+        return Transient(f"no connection: {told}", kind="tls" if secured else "no connection")
 
     def _wait(self, tries: tenacity.RetryCallState) -> float:
         """Seconds before the next try: what the server asked for, else 1, 2, 4, ... with up to as much jitter."""
@@ -181,12 +238,44 @@ class Endpoint:
         return add_costs(cost, Cost(usd=usd))
 
     def _scrub(self, text: str) -> str:
-        """``text`` without the key: some endpoints echo it, and source may hold it. A short dummy is no secret."""
-        return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+        """``text`` without any key: some endpoints echo it, and source may hold it. A short dummy is no secret."""
+        for secret in self._secrets:
+            text = text.replace(secret, "[key]")
+        return text
 
-    def _connect(self) -> openai.OpenAI:
-        return openai.OpenAI(
-            api_key=self._key or "none", base_url=self.base_url, max_retries=0, timeout=self._model.timeout_seconds)
+    def _connect(self, limit: float) -> openai.OpenAI:
+        client = openai.DefaultHttpxClient(event_hooks={"response": [_cap]}, base_url=self.base_url, timeout=limit)
+        return openai.OpenAI(api_key=self._key or "none", base_url=self.base_url, max_retries=0, timeout=limit,
+                             http_client=client)
+
+
+class _Capped(httpx2.SyncByteStream):
+    """A body that ends with Garbage after ``LARGEST_BODY`` bytes as sent: that of an error too, which the openai client
+    reads to its end by itself."""
+
+    def __init__(self, stream: httpx2.SyncByteStream) -> None:
+        self._stream = stream
+
+    def __iter__(self) -> Iterator[bytes]:
+        size = 0
+        for piece in self._stream:
+            size += len(piece)
+            if size > LARGEST_BODY:
+                raise too_large()
+            yield piece
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+def _cap(response: httpx2.Response) -> None:
+    if isinstance(response.stream, httpx2.SyncByteStream):
+        response.stream = _Capped(response.stream)
+
+
+def too_large() -> Garbage:
+    """The error of a body longer than ``LARGEST_BODY``."""
+    return Garbage(f"the answer was longer than {LARGEST_BODY >> 20} MiB", kind="too large")
 
 
 class _Exchange(threading.Thread):
@@ -195,12 +284,24 @@ class _Exchange(threading.Thread):
     def __init__(self, client: openai.OpenAI, request: dict[str, Any]) -> None:
         super().__init__(daemon=True, name="model-call")
         self._client, self._request = client, request
+        self.begun = False
+        """Has anything of the answer come?"""
+        self.given_up = threading.Event()
         self.answer: tuple[str, Mapping[str, str]] | None = None
-        self.failure: openai.OpenAIError | ValueError | None = None
+        self.failure: openai.OpenAIError | httpx2.HTTPError | ValueError | Garbage | None = None
 
     def run(self) -> None:
+        create = self._client.chat.completions.with_streaming_response.create
+        body = bytearray()
         try:
-            raw = self._client.chat.completions.with_raw_response.create(**self._request)
-            self.answer = raw.http_response.content.decode("utf-8", "replace"), raw.headers
-        except (openai.OpenAIError, ValueError) as failure:
+            with self._client, create(**self._request) as raw:
+                self.begun = True
+                for piece in raw.iter_bytes():
+                    body += piece
+                    if self.given_up.is_set():
+                        return
+                    if len(body) > LARGEST_BODY:
+                        raise too_large()
+                self.answer = body.decode("utf-8", "replace"), raw.headers
+        except (openai.OpenAIError, httpx2.HTTPError, ValueError, Garbage) as failure:  # a body's come unwrapped
             self.failure = failure

@@ -2,15 +2,13 @@
 
 Each call is made of the briefing and, in a repair round, the last answer: nothing but the ledger is remembered, so a
 resumed campaign asks the same question. Several threads may ask at once: a number is given to a proposal when it comes,
-so repair rounds are counted by its title. What the user must mend before a first answer is a UserError; once the
-endpoint has answered, a night does not die of it: the attempt fails, and after enough failures the proposer ends.
+so repair rounds are counted by its title. A question that the endpoint does not answer is a NoAnswer, which says what
+the user could mend where it never answered; what follows of that is for the caller (relay.py) to say.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import time
-from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -24,10 +22,13 @@ from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing
 from agent.records import Cost, Proposal
 
-PATIENCE = 12
-"""Failed attempts in a row after which the proposer ends."""
-PAUSE, LONGEST_PAUSE = 5.0, 600.0
-"""Seconds before the attempt after a failed one, doubled from failure to failure: twelve span an outage of 50 min."""
+
+class NoAnswer(ProposeFailed):
+    """The endpoint gave no reply. ``mend``: what the user must do, where it has never answered and somebody can."""
+
+    def __init__(self, reason: str, cost: Cost, error: EndpointError, mend: UserError | None = None) -> None:
+        super().__init__(reason, cost)
+        self.error, self.mend = error, mend
 
 
 class LlmProposer:
@@ -35,20 +36,17 @@ class LlmProposer:
 
     name = "llm"
 
-    def __init__(self, endpoint: Endpoint, model: config.Model, prompts: Path, *,
-                 sleep: Callable[[float], None] = time.sleep) -> None:
-        self._endpoint, self._model, self._prompts, self._sleep = endpoint, model, Prompts(prompts), sleep
+    def __init__(self, endpoint: Endpoint, model: config.Model, prompts: Path) -> None:
+        self._endpoint, self._model, self._prompts = endpoint, model, Prompts(prompts)
         self._rounds: dict[str, int] = {}
-        self._failures = 0
         self._size = 0
         self.ended = ""
+        self.answered_as = ""
+        """Name of the model that the last reply said it came from."""
 
-    def next(self, briefing: Briefing) -> Proposal | None:
-        if self.ended:
-            return None
-        if self._failures:
-            self._sleep(min(LONGEST_PAUSE, PAUSE * 2 ** (self._failures - 1)))
-        parsed, cost, left = self._converse(briefing, [], self._model.repairs)
+    def next(self, briefing: Briefing, until: float | None = None) -> Proposal | None:
+        """As promised by every proposer; no call goes on beyond ``until``, by the endpoint's clock."""
+        parsed, cost, left = self._converse(briefing, [], self._model.repairs, until)
         proposal = Proposal(
             id=proposal_id(briefing.number, parsed.title), base=briefing.tip, title=parsed.title,
             hypothesis=parsed.hypothesis, author="llm", edits=parsed.edits, diff=parsed.diff,
@@ -56,26 +54,29 @@ class LlmProposer:
         self._rounds[proposal.title] = left
         return proposal
 
-    def repair(self, briefing: Briefing, proposal: Proposal, problem: str) -> Proposal | None:
+    def repair(self, briefing: Briefing, proposal: Proposal, problem: str,
+               until: float | None = None) -> Proposal | None:
         left = self._rounds.get(proposal.title, self._model.repairs)
-        if self.ended or left == 0:
+        if left == 0:
             return None
         self._rounds[proposal.title] = 0
         tail = self._prompts.repair(answer_of(proposal), problem, left - 1)
-        parsed, cost, left = self._converse(briefing, tail, left - 1)
+        parsed, cost, left = self._converse(briefing, tail, left - 1, until)
         self._rounds[proposal.title] = left
         return dataclasses.replace(
             proposal, base=briefing.tip, edits=parsed.edits, diff=parsed.diff,
             hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost))
 
-    def _converse(self, briefing: Briefing, tail: list[Message], left: int) -> tuple[Parsed, Cost, int]:
+    def _converse(self, briefing: Briefing, tail: list[Message], left: int,
+                  until: float | None) -> tuple[Parsed, Cost, int]:
         """(usable reply, cost, repair rounds left). Raises ProposeFailed when the rounds run out."""
         spent = Cost()
         while True:
             try:
-                reply = self._ask(briefing, tail)
+                reply = self._ask(briefing, tail, until)
             except ProposeFailed as failed:
-                raise ProposeFailed(failed.reason, add_costs(spent, failed.cost)) from None
+                failed.cost = add_costs(spent, failed.cost)
+                raise
             spent = add_costs(spent, reply.cost)
             parsed = parse_reply(reply.text, briefing.files, reply.cut)
             if isinstance(parsed, Parsed):
@@ -85,55 +86,49 @@ class LlmProposer:
             left -= 1
             tail = self._prompts.repair(shown_reply(reply), parsed.text, left)
 
-    def _ask(self, briefing: Briefing, tail: list[Message]) -> Reply:
+    def _ask(self, briefing: Briefing, tail: list[Message], until: float | None) -> Reply:
         """One reply. A prompt that is too long is shrunk, and stays so for the rest of the campaign."""
         anchored = is_anchored(briefing)
         spent = Cost()
         while True:
             messages = self._prompts.opening(briefing, self._size, anchored) + tail
             try:
-                reply = self._endpoint.complete(messages, schema(briefing, anchored))
+                reply = self._endpoint.complete(messages, schema(briefing, anchored), until)
             except ContextOverflow as error:
                 spent = add_costs(spent, error.cost)
                 if self._size == SHRINKS - 1:
-                    raise self._failed("the source does not fit the model's context", spent) from None
+                    raise self._no_answer("the source does not fit the model's context", error, spent) from None
                 self._size += 1
             except EndpointError as error:
-                if not self._endpoint.answered:
-                    self._raise_if_mendable(error)
-                if isinstance(error, (Auth, Quota)):
-                    self.ended = f"the model endpoint refuses further calls ({error})"
-                raise self._failed(str(error), add_costs(spent, error.cost)) from None
+                raise self._no_answer(str(error), error, add_costs(spent, error.cost)) from None
             else:
-                self._failures = 0
-                return Reply(reply.text, add_costs(spent, reply.cost), reply.cut)
+                self.answered_as = reply.model
+                return dataclasses.replace(reply, cost=add_costs(spent, reply.cost))
 
-    def _failed(self, reason: str, cost: Cost) -> ProposeFailed:
-        """Count a failure; enough of them in a row end the proposer."""
-        self._failures += 1
-        if self._failures >= PATIENCE:
-            self.ended = self.ended or f"the model failed {self._failures} times in a row (last: {reason})"
-        return ProposeFailed(f"no answer from {shown_url(self._endpoint.base_url)}: {reason}", cost)
+    def _no_answer(self, reason: str, error: EndpointError, cost: Cost) -> NoAnswer:
+        told = f"no answer from {self._endpoint.name} at {shown_url(self._endpoint.base_url)}: {error.kind} ({reason})"
+        return NoAnswer(told, cost, error, None if self._endpoint.answered else self._mendable(error))
 
-    def _raise_if_mendable(self, error: EndpointError) -> None:
-        """UserError for what a person set wrong before the first answer: address, key, account, or model name."""
+    def _mendable(self, error: EndpointError) -> UserError | None:
+        """What a person set wrong before the first answer: address, key, account, or model name."""
         where, variable = shown_url(self._endpoint.base_url), self._model.key_variable
         if isinstance(error, Auth) and not config.key(self._model):
-            raise UserError(f"The endpoint {where} wants a key ({error.status}).",
-                            f"Set {variable}, or use the idea book with --proposer ideas.") from None
+            return UserError(f"The endpoint {where} wants a key ({error.status}).",
+                             f"Set {variable}, or use the idea book with --proposer ideas.")
         if isinstance(error, Auth):
-            raise UserError(f"The endpoint {where} refused the key in {variable} ({error.status}).",
-                            "Set a valid key, or unset it to use the idea book.") from None
+            return UserError(f"The endpoint {where} refused the key in {variable} ({error.status}).",
+                             "Set a valid key, or unset it to use the idea book.")
         if isinstance(error, Quota):
-            raise UserError(f"The account at {where} has no quota left ({error}).",
-                            f"Top it up, or unset {variable} to use the idea book.") from None
+            return UserError(f"The account at {where} has no quota left ({error}).",
+                             f"Top it up, or unset {variable} to use the idea book.")
         if isinstance(error, BadRequest) and error.status == 404:
-            raise UserError(f"The endpoint {where} does not serve the model {self._endpoint.name!r} ({error}).",
-                            "Correct model.name (or RATCHET_MODEL) and model.base_url (or OPENAI_BASE_URL).") from None
+            return UserError(f"The endpoint {where} does not serve the model {self._endpoint.name!r} ({error}).",
+                             "Correct model.name (or RATCHET_MODEL) and model.base_url (or OPENAI_BASE_URL).")
         if isinstance(error, Transient) and not isinstance(error, Garbage):
-            raise UserError(f"The endpoint {where} does not answer: {error}.",
-                            "Start it, or correct model.base_url (or OPENAI_BASE_URL), and run the same command again; "
-                            "--proposer ideas needs no model.") from None
+            return UserError(f"The endpoint {where} does not answer: {error}.",
+                             "Start it, or correct model.base_url (or OPENAI_BASE_URL), and run the same command "
+                             "again; --proposer ideas needs no model.")
+        return None
 
 
 def shown_url(url: str) -> str:

@@ -6,15 +6,16 @@ import contextlib
 import dataclasses
 import datetime
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site, spending
-from agent.config import Caps, Config
+from agent import __version__, calls, engines, git, minds, proposers, queue_patches, resources, runs, site, spending
+from agent.config import Caps, Config, other_models
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
+from agent.news import News
 from agent.propose import Proposer
 from agent.screen import Observer
 from agent.site import Origin, Site
@@ -69,9 +70,12 @@ class Opened:
     until: datetime.datetime | None
     budget_runs: int | None
     engine: Engine
+    news: News = field(default_factory=News)
+    """What the proposer's threads have to say."""
 
     def close(self) -> None:
-        """Give back the engine's machines, and the ledger."""
+        """Let the proposer's threads end; give back the engine's machines, and the ledger."""
+        self.news.over.set()
         self.engine.close()
         self.ledger.close()
 
@@ -141,8 +145,9 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
             "level": level, "unread": unread, "unconfined": unconfined, "engine": engine.kind,
             "devices": list(place.devices), "slots": len(place.devices),
             "budget_runs": budget_runs, "caps": caps.model_dump(), "until": until.isoformat() if until else ""})
-        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs,
-                        engine.runner)
+        news = News()
+        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer, news), until, budget_runs,
+                        engine.runner, news)
         on_failure.pop_all()
     return opened
 
@@ -292,17 +297,20 @@ def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: st
     return dataclasses.replace(draft, data=data), engines.Opening(kind, remote)
 
 
-def _proposer(options: Options, place: Site, state: State, observer: Observer) -> Proposer:
+def _proposer(options: Options, place: Site, state: State, observer: Observer,
+              news: News) -> Proposer:
     done = {attempt.proposal.source for attempt in state.attempts.values()}
     if state.campaign["proposer"] == "queue":
         files = [Path(name) for name in state.campaign["patches"]]
         return queue_patches.PatchQueue(queue_patches.read_patches(files), done)
     choice = proposers.choose(_wanted(options), place.config.model)
-    observer.note(choice.note)
+    for line in (choice.note, *(proposers.notes(other_models(place.config)) if choice.kind != "ideas" else ())):
+        observer.note(line)
     answered = any(attempt.proposal.author == "llm" and attempt.proposal.cost.completion_tokens
                    for attempt in state.attempts.values())
     return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done,
-                                   answered=answered)
+                                   answered=answered, others=other_models(place.config), news=news,
+                                   record=lambda: minds.of_state(state))
 
 
 def _check_ideas(options: Options, place: Site) -> None:

@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from agent import config
+from agent import config, minds
+from agent.breaker import Breaker
 from agent.endpoint import Endpoint
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas
 from agent.llm import LlmProposer, shown_url
+from agent.news import News
 from agent.propose import Proposer
+from agent.relay import Mind, Relay
+from agent.review import Reviewer
 
 Wanted = Literal["auto", "llm", "ideas"]
 _OPENAI = "https://api.openai.com/v1"
+PATIENCE_SECONDS = 10.0
+"""Longest wait between two tries of one call: beyond it the model rests, and others are asked."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,19 +58,54 @@ def choose(wanted: Wanted, model: config.Model) -> Choice:
 
 
 def open_proposer(choice: Choice, model: config.Model, prompts: Path, seed: int, done: Collection[str] = (),
-                  sleep: Callable[[float], None] = time.sleep, answered: bool = False) -> Proposer:
+                  sleep: Callable[[float], None] = time.sleep, answered: bool = False, *,
+                  others: Sequence[config.OtherModel] = (), stand_ins: Sequence[Proposer] = (),
+                  news: News | None = None,
+                  record: Callable[[], Mapping[str, minds.Account]] = dict) -> Proposer:
     """The proposer of ``choice``. ``prompts`` holds the templates and ``ideas/``; ``done``: cards already attempted.
 
-    ``answered``: the endpoint has answered in this campaign before, so that a refused key now is no error to stop at.
+    A model comes with what goes on without it (relay.py): ``others``, the models of [[models]]; then the idea book and
+    ``stand_ins``. ``answered``: the endpoint has answered in this campaign before, so that a refused key now is no
+    error to stop at. ``news``: where it is told who is down and who is back; ``record``: what each model has gained.
 
-    ``sleep`` waits between tries, up to ten minutes; give one that ends early when the user stops the campaign.
+    ``sleep`` waits between tries; give one that ends early when the user stops the campaign.
     """
     if choice.kind == "ideas":
         return IdeaBook(packaged_ideas(prompts / "ideas"), seed, done)
+    asked = [(model, False), *((other, other.role == "fallback") for other in others if other.role != "review")]
+    secrets = tuple(config.key(one) for one in (model, *others))
+    models = []
+    for one, fallback in asked:
+        endpoint = open_endpoint(one, secrets, sleep)
+        endpoint.answered = answered
+        models.append(Mind(endpoint, LlmProposer(endpoint, one, prompts), Breaker(), fallback))
+    ideas = [IdeaBook(packaged_ideas(prompts / "ideas"), seed, done)] if any((prompts / "ideas").glob("*.toml")) else []
+    reviewers = [Reviewer(open_endpoint(one, secrets, sleep), prompts) for one in others if one.role == "review"]
+    return Relay(models, [*ideas, *stand_ins], parallel=model.parallel, deadline=model.deadline_seconds,
+                 outage_seconds=3600 * model.outage_hours, seed=seed, news=news, record=record,
+                 reviewer=reviewers[0] if reviewers else None)
+
+
+def notes(others: Sequence[config.OtherModel]) -> list[str]:
+    """For the user: who else is asked, and what is sent there."""
+    how = {"fallback": "asked while the others cannot be", "peer": "asked in turn", "review": "reviews proposals"}
+    return [f"{name} at {shown_url(base)}: {how[other.role]}; "
+            + ("proposals are sent there." if other.role == "review" else "the editable source is sent there too.")
+            for other in others for base, name in (config.endpoint(other),)]
+
+
+def open_endpoint(model: config.Model, secrets: Sequence[str] = (),
+                  sleep: Callable[[float], None] = time.sleep) -> Endpoint:
+    """The endpoint of ``model``, which sends none of ``secrets`` in a message. Raises UserError for one that cannot be.
+
+    It does not wait long for a busy server: whoever asks has others to ask.
+    """
     base, name = config.endpoint(model)
-    endpoint = Endpoint(model, config.key(model), base, name, sleep=sleep)
-    endpoint.answered = answered
-    return LlmProposer(endpoint, model, prompts, sleep=sleep)
+    key = config.key(model)
+    _check(base, key, model)
+    endpoint = Endpoint(model, key, base, name, sleep=sleep, secrets=secrets)
+    endpoint.patience = PATIENCE_SECONDS
+    return endpoint
 
 
 def _check(base: str, key: str, model: config.Model) -> None:

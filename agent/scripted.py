@@ -8,6 +8,7 @@ request body, for answers that depend on what was asked.
 from __future__ import annotations
 
 import json
+import socket
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,11 +23,12 @@ class Say:
     text: str | dict[str, Any]
     finish_reason: str = "stop"
     usage: Mapping[str, Any] | None = field(default_factory=lambda: {"prompt_tokens": 100, "completion_tokens": 20})
+    model: str = "scripted"
 
     def body(self) -> bytes:
         content = self.text if isinstance(self.text, str) else json.dumps(self.text)
         answer: dict[str, Any] = {
-            "id": "scripted", "object": "chat.completion", "created": 0, "model": "scripted",
+            "id": "scripted", "object": "chat.completion", "created": 0, "model": self.model,
             "choices": [{"index": 0, "finish_reason": self.finish_reason,
                          "message": {"role": "assistant", "content": content}}]}
         if self.usage is not None:
@@ -88,6 +90,14 @@ class Drip:
 
 
 @dataclass(frozen=True, slots=True)
+class Raw:
+    """Whatever ``act`` does with the connection, which is closed afterwards. It is given the socket and a sleep that
+    ends when the server closes."""
+
+    act: Callable[[socket.socket, Callable[[float], None]], None]
+
+
+@dataclass(frozen=True, slots=True)
 class Delay:
     """``item``, but only after ``seconds``."""
 
@@ -95,7 +105,7 @@ class Delay:
     item: Item
 
 
-Fixed = Say | Status | Html | Empty | Truncate | Disconnect | Stall | Drip | Delay
+Fixed = Say | Status | Html | Empty | Truncate | Disconnect | Stall | Drip | Raw | Delay
 Item = Fixed | Callable[[dict[str, Any]], Fixed]
 
 
@@ -193,6 +203,9 @@ class _Handler(BaseHTTPRequestHandler):
         elif isinstance(item, Truncate):
             body_bytes = item.item.body()
             self._send(200, body_bytes[:len(body_bytes) // 2])
+        elif isinstance(item, Raw):
+            self.close_connection = True
+            item.act(self.connection, self.server.model.pause)
         elif isinstance(item, Delay):
             self.server.model.pause(item.seconds)
             later = item.item

@@ -121,3 +121,45 @@ def test_the_environment_fills_in_the_endpoint(monkeypatch: pytest.MonkeyPatch) 
     model = config.Model(key_variable="MY_KEY")
     assert config.endpoint(model) == ("http://127.0.0.1:1/v1", "named") and config.key(model) == "secret"
     assert config.endpoint(config.Model(base_url="https://x/v1", name="own")) == ("https://x/v1", "own")
+
+
+LEAST_MODELS = """[train]
+command = "python t.py"
+[evaluate]
+pattern = 'loss: (.*)'
+[model]
+name = "one"
+base_url = "https://one.example/v1"
+key_variable = "ONE_KEY"
+timeout_seconds = 7
+usd_per_million_prompt = 3
+"""
+
+
+def test_further_models_take_what_they_leave_out_but_no_key_to_another_address() -> None:
+    found = config.other_models(config.parse(LEAST_MODELS + """
+[[models]]
+name = "two"
+role = "peer"
+[[models]]
+name = "three"
+base_url = "http://localhost:1/v1"
+[[models]]
+name = "four"
+base_url = "http://localhost:2/v1"
+key_variable = "FOUR_KEY"
+""", "x"))
+    assert [(m.name, m.role, m.key_variable, m.timeout_seconds, m.usd_per_million_prompt) for m in found] == [
+        ("two", "peer", "ONE_KEY", 7, 0), ("three", "fallback", "", 7, 0), ("four", "fallback", "FOUR_KEY", 7, 0)]
+    assert [config.endpoint(m)[0] for m in found] == [
+        "https://one.example/v1", "http://localhost:1/v1", "http://localhost:2/v1"]
+
+
+@pytest.mark.parametrize(("table", "said"), [
+    ('role = "peer"', "has no name"), ('name = "x"\nroll = "peer"', r"\[\[models\]\] roll"),
+    ('name = "x"\nrole = "boss"', r"\[\[models\]\] role"), ('name = "x"\nattempts = 0', r"\[\[models\]\] attempts"),
+])
+def test_a_wrong_further_model_is_one_line(table: str, said: str) -> None:
+    with pytest.raises(UserError, match=said) as caught:
+        config.parse(f"{LEAST_MODELS}\n[[models]]\n{table}\n", "x")
+    assert "\n" not in str(caught.value)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 import socket
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from test_propose import FILES, OBJECT, TRAIN, make_briefing, state_with
 
 from agent import config
 from agent.answers import (
+    KINDS,
     Auth,
     BadRequest,
     ContextOverflow,
@@ -27,9 +30,8 @@ from agent.answers import (
     Transient,
     retry_after,
 )
-from agent.endpoint import Endpoint
-from agent.errors import UserError
-from agent.llm import LlmProposer, shown_url
+from agent.endpoint import LARGEST_BODY, Endpoint
+from agent.llm import LlmProposer, NoAnswer, shown_url
 from agent.messages import Prompts, is_anchored, schema
 from agent.propose import ProposeFailed
 from agent.read import HistoryLine
@@ -72,9 +74,8 @@ def make_endpoint(url: str, naps: Naps | None = None, *, key: str = KEY, **setti
 
 def make_proposer(url: str, naps: Naps | None = None, **settings: Any) -> LlmProposer:
     model = config.Model(**{"attempts": 2, "timeout_seconds": 5, **settings})
-    naps = naps or Naps()
-    endpoint = Endpoint(model, KEY, url, "scripted", sleep=naps, jitter=lambda: 0.0)
-    return LlmProposer(endpoint, model, PROMPTS, sleep=naps)
+    endpoint = Endpoint(model, KEY, url, "scripted", sleep=naps or Naps(), jitter=lambda: 0.0)
+    return LlmProposer(endpoint, model, PROMPTS)
 
 
 def error(message: str, code: str | int = "", param: str = "") -> dict[str, Any]:
@@ -151,7 +152,7 @@ def test_each_odd_answer_is_a_typed_error(item: Item, kind: type[EndpointError],
         with pytest.raises(kind) as caught:
             endpoint.complete(ASK, SCHEMA)
         asked = len(model.requests)
-    assert type(caught.value) is kind and said in str(caught.value)
+    assert type(caught.value) is kind and said in str(caught.value) and caught.value.kind in KINDS
     assert caught.value.cost.calls == asked and not endpoint.answered
     if issubclass(kind, Transient):
         assert asked == 3 and naps.seconds == [1.0, 2.0]
@@ -213,6 +214,82 @@ def test_a_port_that_accepts_and_never_answers_or_refuses() -> None:
             make_endpoint(url, timeout_seconds=0.3, attempts=1).complete(ASK, SCHEMA)
     with pytest.raises(Transient, match="no connection"):
         make_endpoint(url, attempts=2).complete(ASK, SCHEMA)
+
+
+def pieces(*texts: str, finish: str | None = "stop", tail: str = "data: [DONE]\n\n") -> Status:
+    """An event stream of these pieces of text."""
+    deltas = [{"choices": [{"delta": {"content": text}}]} for text in texts]
+    usage = {"prompt_tokens": 7, "completion_tokens": 3}
+    last = [{"choices": [{"delta": {}, "finish_reason": finish}], "usage": usage}]
+    body = "".join(f": ping\ndata: {json.dumps(event)}\n\n" for event in [*deltas, *(last if finish else [])]) + tail
+    return Status(200, body, {"Content-Type": "text/event-stream; charset=utf-8"})
+
+
+def test_a_stream_is_joined_and_asked_for_when_wanted() -> None:
+    with ScriptedModel([pieces("he", "llo"), pieces("cut", finish="length"), Say("not streamed")]) as model:
+        endpoint = make_endpoint(model.base_url, stream=True)
+        whole = endpoint.complete(ASK, SCHEMA)
+        assert (whole.text, whole.cut, whole.cost.prompt_tokens) == ("hello", False, 7)
+        assert endpoint.complete(ASK, SCHEMA).cut and endpoint.complete(ASK, SCHEMA).text == "not streamed"
+        assert model.requests[0].body["stream"] is True
+    with ScriptedModel([Status(400, error("unknown field stream_options")), Say("ok")]) as model:
+        assert make_endpoint(model.base_url, stream=True).complete(ASK, SCHEMA).text == "ok"
+        assert "stream" not in model.requests[1].body
+
+
+@pytest.mark.parametrize(("item", "kind", "said"), [
+    (pieces("half a pa", finish=None, tail=""), "cut off", "ended before"),
+    (pieces("a", finish=None, tail="data: {broken\n\n"), "broken JSON", "stream held"),
+    (pieces("a", finish=None, tail='data: {"error": {"code": 503, "message": "gone"}}\n\n'), "overloaded", "gone"),
+    (pieces(finish="stop"), "no content", "no content"),
+    (Status(200, " " * (LARGEST_BODY + 1)), "too large", "longer than 8 MiB"),
+    (Status(500, " " * (LARGEST_BODY + 1)), "too large", "longer than 8 MiB"),
+], ids=["ends early", "corrupt", "error inside", "empty", "too large", "error too large"])
+def test_a_bad_stream_or_an_endless_body_is_a_typed_error(item: Item, kind: str, said: str) -> None:
+    with ScriptedModel([], then=item) as model, pytest.raises(Transient, match=said) as caught:
+        make_endpoint(model.base_url, attempts=1).complete(ASK, SCHEMA)
+    assert caught.value.kind == kind
+
+
+def test_no_retry_goes_beyond_the_deadline_or_the_patience() -> None:
+    naps = Naps()
+    with ScriptedModel([], then=Status(429, headers={"Retry-After": "60"})) as model:
+        endpoint = make_endpoint(model.base_url, naps)
+        endpoint.patience = 10
+        with pytest.raises(RateLimited) as caught:
+            endpoint.complete(ASK, SCHEMA)
+        assert caught.value.retry_after == 60 and len(model.requests) == 1
+    with ScriptedModel([], then=Delay(30, Say("late"))) as model:
+        begun = time.monotonic()
+        with pytest.raises(Transient) as late:
+            make_endpoint(model.base_url, attempts=9).complete(ASK, SCHEMA, begun + 0.5)
+        assert time.monotonic() - begun < 2.5 and late.value.kind == "timeout" and naps.seconds == []
+        with pytest.raises(Transient, match="no time was left"):
+            make_endpoint(model.base_url).complete(ASK, SCHEMA, time.monotonic() - 1)
+
+
+def give_up(endpoint: Endpoint) -> None:
+    with pytest.raises(Transient):
+        endpoint.complete(ASK, SCHEMA)
+
+
+def test_one_call_that_is_given_up_breaks_no_other() -> None:
+    with ScriptedModel([Delay(30, Say("never")), Delay(1.5, Say("in time"))]) as model:
+        endpoint = make_endpoint(model.base_url, attempts=1, timeout_seconds=0.5)
+        lost = threading.Thread(target=give_up, args=(endpoint,))
+        lost.start()
+        while not model.requests:
+            time.sleep(0.01)
+        endpoint._model = config.Model(timeout_seconds=20)
+        assert endpoint.complete(ASK, SCHEMA).text == "in time"
+        lost.join()
+
+
+def test_the_keys_of_all_endpoints_stay_out_of_every_message() -> None:
+    with ScriptedModel([Say("ok")]) as model:
+        endpoint = Endpoint(config.Model(), KEY, model.base_url, "scripted", secrets=("sk-other-0123456789", "no"))
+        endpoint.complete([{"role": "user", "content": f"no {KEY} sk-other-0123456789"}], SCHEMA)
+        assert model.requests[0].prompt == "no [key] [key]"
 
 
 # --- what an endpoint does not know ----------------------------------------------------------------------------------
@@ -381,21 +458,20 @@ def test_after_two_dead_patches_the_anchors_are_pinned() -> None:
 def test_a_first_call_that_the_user_must_mend_is_one_line(
         monkeypatch: pytest.MonkeyPatch, item: Item, key: str, said: str) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", key)
-    with ScriptedModel([], then=item) as model, pytest.raises(UserError) as caught:
+    with ScriptedModel([], then=item) as model, pytest.raises(NoAnswer) as caught:
         make_proposer(model.base_url).next(make_briefing())
-    assert said in str(caught.value) and "\n" not in str(caught.value) and KEY not in str(caught.value)
-    assert str(caught.value).startswith(("The endpoint http://127.0.0.1:", "The account at http://127.0.0.1:"))
+    mend = caught.value.mend
+    assert mend is not None and said in str(mend) and "\n" not in str(mend) and KEY not in str(mend)
+    assert str(mend).startswith(("The endpoint http://127.0.0.1:", "The account at http://127.0.0.1:"))
 
 
-def test_a_key_that_dies_in_the_night_ends_the_proposer_not_the_campaign() -> None:
+def test_once_it_has_answered_nothing_is_left_for_the_user_to_mend() -> None:
     with ScriptedModel([Say(OBJECT), Status(401, error("revoked"))]) as model:
         proposer = make_proposer(model.base_url)
-        proposal = proposer.next(make_briefing())
-        assert proposal is not None
-        with pytest.raises(ProposeFailed, match="401: revoked"):
+        assert proposer.next(make_briefing()) is not None
+        with pytest.raises(NoAnswer, match=r"scripted at http://127\S+: key refused \(401: revoked\)") as caught:
             proposer.next(make_briefing())
-        assert proposer.next(make_briefing()) is None and "refuses further calls" in proposer.ended
-        assert proposer.repair(make_briefing(), proposal, "x") is None and len(model.requests) == 2
+    assert caught.value.mend is None and caught.value.cost.calls == 1
 
 
 def test_an_endpoint_that_never_answered_is_the_users_to_mend() -> None:
@@ -403,24 +479,11 @@ def test_an_endpoint_that_never_answered_is_the_users_to_mend() -> None:
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
-    proposer = make_proposer(url, naps)
-    told = r"endpoint http://127\.0\.0\.1:\d+/v1 does not answer: no connection.*Start it"
-    with pytest.raises(UserError, match=told):
-        proposer.next(make_briefing())
+    with pytest.raises(NoAnswer) as caught:
+        make_proposer(url, naps).next(make_briefing())
+    assert re.search(r"endpoint http://127\.0\.0\.1:\d+/v1 does not answer: no connection.*Start it",
+                     str(caught.value.mend))
     assert naps.seconds == [1.0]
-
-
-def test_an_outage_in_the_night_is_waited_out() -> None:
-    naps = Naps()
-    down = [Status(503)] * 10
-    with ScriptedModel([Say(OBJECT), *down, Say(OBJECT), Say(OBJECT)]) as model:
-        proposer = make_proposer(model.base_url, naps)
-        assert proposer.next(make_briefing())
-        for _ in range(5):
-            with pytest.raises(ProposeFailed, match="503"):
-                proposer.next(make_briefing())
-        assert proposer.next(make_briefing()) and proposer.next(make_briefing())
-    assert [nap for nap in naps.seconds if nap > 1] == [5, 10, 20, 40, 80]
 
 
 def test_the_key_stays_in_its_header(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -450,7 +513,7 @@ def test_every_template_names_its_variables_in_its_head() -> None:
     environment = jinja2.Environment()
     environment.filters |= dict.fromkeys(("fence", "quoted", "one_line"), str)
     names = {path.name for path in PROMPTS.glob("*.j2")}
-    assert names == {"system.j2", "propose.j2", "repair.j2"}
+    assert names == {"system.j2", "propose.j2", "repair.j2", "review.j2"}
     for name in names:
         text = (PROMPTS / name).read_text()
         head = re.match(r"\{#-.*?Variables: ([\w, ]+)", text, re.DOTALL)
