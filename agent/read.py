@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from agent.config import Config
+from agent.edit_modes import Tried, tried
 from agent.ledger import Attempt, State
 from agent.quote import one_line, rounded
 from agent.records import Outcome, Stage, Tier, Verdict
@@ -62,6 +63,8 @@ class Briefing:
     preset: str
     attempts_left: int | None
     """Attempts after this one; None where only the clock limits them."""
+    tried: tuple[Tried, ...] = ()
+    """What became of a model's earlier replies, by the form of edits they were asked in."""
 
 
 def brief(config: Config, state: State, files: Mapping[str, str], protected: Mapping[str, str], *,
@@ -79,7 +82,8 @@ def brief(config: Config, state: State, files: Mapping[str, str], protected: Map
         omitted=(*left_out, *hidden), editable=tuple(config.source.editable),
         max_patch_lines=config.source.max_patch_lines, metric=config.metric.name, direction=config.metric.direction,
         budget=budget or budget_text(config), tier=config.evaluate.tier, calibration=rounded(calibration),
-        history=tuple(_line(attempt) for attempt in finished), preset=config.preset, attempts_left=attempts_left)
+        history=tuple(_line(attempt) for attempt in finished), preset=config.preset, attempts_left=attempts_left,
+        tried=tried(attempt.proposal for attempt in state.attempts.values()))
 
 
 def budget_text(config: Config) -> str:
