@@ -67,6 +67,14 @@ def version_of(text: str, files: Mapping[str, str]) -> str:
     return alike[0] if len(alike) == 1 else ""
 
 
+def is_program(text: str) -> bool:
+    """Is ``text`` Python of more than one statement?"""
+    try:
+        return len(ast.parse(text).body) > 1
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return False
+
+
 def definitions(text: str, files: Mapping[str, str], path: str = "") -> list[tuple[str, str, str]]:
     """(path, old source, new source) of each function or class in ``text``, where it is made of nothing but new
     versions of ones that stand at the top of a file; empty otherwise. ``path``: the file, where that is known."""

@@ -3,7 +3,8 @@
 Read: trailing and missing commas, comments, Python's True, False and None, strings in single, typographic or triple
 quotes or backticks, backslashes that escape nothing, newlines in strings, quotes in strings that nobody escaped, and
 brackets that are never closed (``closed`` says so: after a cut reply, what is missing may be an edit). A quote inside
-a string is taken to end it only where what follows can only be the JSON that goes on.
+a string is taken to end it only where what follows can only be the JSON that goes on. The library json_repair is not
+used: it always returns something, also a string that ends where the reply was cut.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from typing import Any
 
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u201d": "\u201d", "\u2018": "\u2019"}
 _FIELD = r"[\"'\u201c\u201d]?[A-Za-z_]\w*[\"'\u201c\u201d]?\s*:"
-_AFTER_FIELD = re.compile(rf"\s*(?:,\s*{_FIELD}|,?\s*\}}\s*(?:[,\]}}]|```|$)|\n\s*{_FIELD}|,?\s*$|,\s*(?://|#))")
+_AFTER_FIELD = re.compile(rf"\s*(?:,\s*{_FIELD}|,?\s*\}}\s*(?:[,\]}}{{]|//|/\*|```|$)|\n\s*{_FIELD}|,?\s*$|,\s*(?://|#))")
 _AFTER_ITEM = re.compile(r"\s*(?:,\s*[\"'`\]\u201c]|\]|$)")
 _BLANK = re.compile(r"(?:\s|//[^\n]*|#[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*|[-+]?\d[\w.+-]*|[-+]?\.\d[\w.+-]*")

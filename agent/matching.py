@@ -243,6 +243,8 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     there = {code(line) for line in text.split("\n")[max(start - 1, 0):start + length]}
     if any(line.startswith("-") and code(line[1:]) not in there for line in hunk if line[1:].strip()):
         raise missing
+    if not scattered.settled(text.split("\n")[max(start - 1, 0):start + length], hunk):
+        raise missing
     wanted = [line for line in block if line.strip()][:30]
     ranked = _ranked(text.split("\n"), wanted)
     inside = max((score for score, at in ranked if start - 1 <= at <= start + length), default=0.0)

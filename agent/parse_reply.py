@@ -108,6 +108,7 @@ _BLOCK = re.compile(
     r"(?P<replace>.*?)^[ \t]*>{4,9} ?(?:REPLACE|UPDATED|NEW|AFTER|[\w./-]+)\b[^\n]*$", re.DOTALL | re.MULTILINE)
 _OPENED = re.compile(r"^[ \t]*<{4,9} ?(?:SEARCH|ORIGINAL)\b", re.MULTILINE)
 _MARK = re.compile(r"^[ \t]*(?:<{5,9}|={5,9}|>{5,9})(?: ?\w+)?[ \t]*$", re.MULTILINE)
+_TITLE = re.compile(r"^\W*title\b", re.IGNORECASE | re.MULTILINE)
 _LINE_HEAD = re.compile(r"\A(?::(?:start|end)_line:[^\n]*\n)+(?:-{5,9}\n)?")
 _TAGS = re.compile(
     r"<(?P<old>search|find|old|old_str|old_string|original)>\n?(?P<search>.*?)</(?P=old)>\s*"
@@ -135,7 +136,9 @@ def parse_reply(
     files = {path: matching.plain(content) for path, content in files.items()}
     found = _from_json(text, files, hidden, cut)
     if found is None:
-        found = _from_prose(text if cut else _closed(text), files, hidden)
+        found = _from_prose(text if cut else _closed(text), files, hidden, cut)
+        if cut and isinstance(found, Parsed) and not _TITLE.search(re.split(r"^(?:```|>{5,9})", text, flags=re.M)[-1]):
+            found = Problem("The change may not be whole.")  # asked for, the title follows it
     if isinstance(found, Parsed):
         found = _checked(found, files, hidden)
     if isinstance(found, Problem) and cut:
@@ -149,7 +152,7 @@ def _from_json(text: str, files: Mapping[str, str], hidden: Collection[str], cut
     for value, closed in _objects(text):
         inner = next((value[key] for key in _HOLDERS if isinstance(value.get(key), str)), "")
         if _BLOCK.search(inner) or (inner and "@@" in inner):  # another form inside the JSON
-            within = _from_prose(inner, files, hidden)
+            within = _from_prose(inner, files, hidden, cut)
             if isinstance(within, Parsed):
                 return replace(within, title=str(value.get("title") or within.title), form="json",
                                hypothesis=str(value.get("hypothesis") or within.hypothesis))
@@ -204,7 +207,7 @@ def _closed(text: str) -> str:
     return f"{text}\n```" if re.search(r"^```[^\n`]*\n", rest, re.MULTILINE) else text
 
 
-def _from_prose(text: str, files: Mapping[str, str], hidden: Collection[str]) -> Parsed | Problem:
+def _from_prose(text: str, files: Mapping[str, str], hidden: Collection[str], cut: bool) -> Parsed | Problem:
     """From blocks, a diff or whole files, with title and hypothesis from the words around them."""
     form: Form
     edits: tuple[Edit, ...] | str = ()
@@ -216,7 +219,7 @@ def _from_prose(text: str, files: Mapping[str, str], hidden: Collection[str]) ->
     elif diff := _diff(text, files, hidden):
         form = "diff"
     else:
-        form, edits = "files", whole_files(text, files, hidden)
+        form, edits = "files", whole_files(text, files, hidden, cut)
     if isinstance(edits, str):
         return Problem(edits)
     words = _LOOSE_DIFF.sub("", _BLOCK.sub("", _FENCE.sub("", text)) if form != "blocks" else _BLOCK.sub("", text))

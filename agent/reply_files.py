@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Collection, Mapping
 
 from agent import matching
-from agent.homes import definitions, home, home_of_lines, tidy, version_of
+from agent.homes import definitions, home, home_of_lines, is_program, tidy, version_of
 from agent.records import Edit
 
 FENCE = re.compile(
@@ -21,7 +21,8 @@ OTHER = {"bash", "sh", "shell", "console", "json", "diff", "patch", "text", "txt
 """Marks of fences that hold no file."""
 _ELISION = re.compile(
     r"^[ \t]*(?:#|//)[ \t]*(?:\.\.\.|\u2026)|^[ \t]*(?:#|//|\.\.\.).*(?:existing code|rest of|unchanged|"
-    r"remains? the same|same as before|omitted)", re.IGNORECASE | re.MULTILINE)
+    r"remains? the same|same as before|omitted)|^[ \t]*(?:#|//)?[ \t]*\((?:rest of|existing|unchanged|other)[^\n]*\)$",
+    re.IGNORECASE | re.MULTILINE)
 _HEADER = re.compile(
     r"^--- +(?P<old>\S+)[^\n]*\n\+\+\+ +(?P<new>\S+)[^\n]*\n|^\+\+\+ +(?P<only>\S+)[^\n]*\n", re.MULTILINE)
 
@@ -32,16 +33,21 @@ def leaves_out(search: str, new: str) -> bool:
     return any(_ELISION.match(line) and line.strip() not in quoted for line in new.split("\n"))
 
 
-def whole_files(text: str, files: Mapping[str, str], hidden: Collection[str]) -> tuple[Edit, ...] | str:
+def whole_files(
+    text: str, files: Mapping[str, str], hidden: Collection[str], cut: bool = False,
+) -> tuple[Edit, ...] | str:
     """Whole files in fences, as edits that replace all of the old text; also functions and classes whose names say
-    what they replace. Or why there are none."""
+    what they replace. Or why there are none. A reply that is nothing but a program is a fence; not so when it was cut.
+    """
     versions: dict[str, list[str]] = {}
     pieces: list[Edit] = []
     added: list[Edit] = []
     short: dict[str, str] = {}
     end = 0
     fences = [(match["info"], match["body"], match.start(), match.end()) for match in FENCE.finditer(text)]
-    for info, body, start, stop in fences or [("", f"{text}\n", 0, 0)]:
+    if not fences and not cut and "```" not in text and is_program(text):
+        fences = [("", f"{text}\n", 0, 0)]
+    for info, body, start, stop in fences:
         path = _named(info, text[end:start], body, files, hidden)
         end = stop
         if info.strip().split(" ")[0].lower() in OTHER:
@@ -141,7 +147,11 @@ def _bare(name: str, files: Mapping[str, str]) -> str:
 
 
 def _marked(body: str) -> str:
-    """The hunks of one file with an ``@@`` above them, where the model left it out."""
+    """The hunks of one file with an ``@@`` above them, where the model left it out, and without the words below."""
+    lines = body.rstrip().split("\n")
+    while lines and lines[-1][:1] not in ("+", "-", " ", "@", "\\"):
+        lines.pop()
+    body = "\n".join(lines) + "\n"
     headed = re.search(r"^@@", body, re.MULTILINE)
     return body if headed else f"@@\n{body}"
 

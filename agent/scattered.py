@@ -8,6 +8,7 @@ in the hunk is its successor in the file. Anything else is None: no place is gue
 
 from __future__ import annotations
 
+import itertools
 import re
 import unicodedata
 
@@ -15,7 +16,7 @@ _TOKEN = re.compile(r"(\"(?:\\.|[^\"\\])*\"|'(?:\\.|[^'\\])*')|#.*|\s+")
 _TYPOGRAPHIC = str.maketrans({
     "\u201c": '"', "\u201d": '"', "\u201e": '"', "\u201f": '"', "\u2018": "'", "\u2019": "'", "\u201a": "'",
     "\u201b": "'", "\u2013": "-", "\u2014": "-", "\u2212": "-", "\u2010": "-", "\u2011": "-", "\u2026": "...",
-    "\u00a0": " ", "\u00d7": "x"})
+    "\u2012": "-"} | dict.fromkeys("\u00a0\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200b))), " "))
 _ELISION = re.compile(r"^\s*(?:#|//)?\s*\[?(?:\.\.\.|\u2026)[^\n]*$")
 ENOUGH = 6
 """Characters of code that at least one line of a run to take out must have."""
@@ -88,6 +89,19 @@ def _with_tabs(line: str, width: int) -> str | None:
 def _with_spaces(line: str, width: int) -> str:
     indent = len(line[1:]) - len(line[1:].lstrip("\t"))
     return f"{line[0]}{' ' * (indent * width)}{line[1 + indent:]}"
+
+
+def settled(lines: list[str], hunk: list[str]) -> bool:
+    """Whether every new line that replaces none has a certain place in ``lines``: the quoted lines before and after it,
+    where the file has both, follow each other there."""
+    keys = [key for line in lines if (key := code(line))]
+    steps = [line for line in hunk if line[1:].strip()]
+    for first, last in ((match.start(), match.end()) for match in re.finditer(r"\++", "".join(s[0] for s in steps))):
+        if first > 0 and last < len(steps) and steps[first - 1][0] == steps[last][0] == " ":
+            before, after = code(steps[first - 1][1:]), code(steps[last][1:])
+            if before in keys and after in keys and (before, after) not in itertools.pairwise(keys):
+                return False
+    return True
 
 
 def apply(lines: list[str], hunk: list[str]) -> list[str] | None:

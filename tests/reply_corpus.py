@@ -106,7 +106,9 @@ class Bench:
         except PatchRefused as refused:
             return Came(case, "right" if case.want is None else "lost", f"refused ({refused.rule}): {refused}",
                         found.form)
-        now = {entry.path: git.blobs(repo, [entry.sha])[entry.sha].decode() for entry in git.entries(repo, made.tree, "")}
+        entries = git.entries(repo, made.tree, "")
+        blobs = git.blobs(repo, {entry.sha for entry in entries})
+        now = {entry.path: blobs[entry.sha].decode() for entry in entries}
         if case.want is None:
             return Came(case, "wrong", f"applied, though nothing may be: {made.patch.diff}", found.form)
         same = {path: _loose(text) for path, text in now.items()} == {
