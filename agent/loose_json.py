@@ -17,7 +17,7 @@ from typing import Any
 
 _QUOTES = {'"': '"', "'": "'", "`": "`", "\u201c": "\u201d", "\u201d": "\u201d", "\u2018": "\u2019"}
 _FIELD = r"[\"'\u201c\u201d]?[A-Za-z_]\w*[\"'\u201c\u201d]?\s*:"
-_AFTER_FIELD = re.compile(rf"\s*(?:,\s*{_FIELD}|,?\s*\}}\s*(?:[,\]}}{{]|//|/\*|```|$)|\n\s*{_FIELD}|,?\s*$|,\s*(?://|#))")
+_AFTER_FIELD = re.compile(rf"\s*(?:,\s*{_FIELD}|,?\s*\}}\s*(?:[,\]}}{{]|//|/\*|```|$)|\n\s*{_FIELD}|,?\s*$|,\s*(?://|#)|/\*)")
 _AFTER_ITEM = re.compile(r"\s*(?:,\s*[\"'`\]\u201c]|\]|$)")
 _BLANK = re.compile(r"(?:\s|//[^\n]*|#[^\n]*|/\*.*?\*/)*", re.DOTALL)
 _WORD = re.compile(r"[A-Za-z_]\w*|[-+]?\d[\w.+-]*|[-+]?\.\d[\w.+-]*")

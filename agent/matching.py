@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import difflib
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 import mpatch
@@ -243,7 +245,8 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     there = {code(line) for line in text.split("\n")[max(start - 1, 0):start + length]}
     if any(line.startswith("-") and code(line[1:]) not in there for line in hunk if line[1:].strip()):
         raise missing
-    if not scattered.settled(text.split("\n")[max(start - 1, 0):start + length], hunk):
+    if not scattered.settled(text.split("\n")[max(start - 1, 0):start + length], hunk) or not _as_said(
+            text, result.new_content, hunk):  # mpatch may keep a line that was to go
         raise missing
     wanted = [line for line in block if line.strip()][:30]
     ranked = _ranked(text.split("\n"), wanted)
@@ -252,6 +255,16 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     if rivals:
         raise _ambiguous(text, path, sorted([start, rivals[0]]))
     return result.new_content
+
+
+def _as_said(old: str, new: str, hunk: list[str]) -> bool:
+    """Are the lines of ``new`` those of ``old`` less the hunk's old ones, plus its new ones, in whatever order?"""
+    def counted(lines: Iterable[str]) -> Counter[str]:
+        return Counter(code(line) for line in lines if line.strip())
+
+    gone = counted(line[1:] for line in hunk if line.startswith("-"))
+    come = counted(line[1:] for line in hunk if line.startswith("+"))
+    return counted(new.split("\n")) + gone == counted(old.split("\n")) + come
 
 
 def _ranked(lines: list[str], wanted: list[str], keep: int = 12) -> list[tuple[float, int]]:

@@ -17,7 +17,7 @@ import json
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -152,11 +152,12 @@ def _loose(text: str) -> str:
     return ends.join(line.rstrip(" \t") for line in text.rstrip().split(ends))
 
 
-def results(folder: Path) -> Iterator[Came]:
-    """What becomes of every case."""
+def results(folder: Path, names: Collection[str] = ()) -> Iterator[Came]:
+    """What becomes of every case, or of those with these ids."""
     bench = Bench(folder)
     for case in cases():
-        yield bench.run(case)
+        if not names or case.id in names:
+            yield bench.run(case)
 
 
 def table(came: list[Came]) -> dict[str, Any]:
@@ -179,7 +180,7 @@ def table(came: list[Came]) -> dict[str, Any]:
 
 def main(names: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
-        came = list(results(Path(scratch)))
+        came = list(results(Path(scratch), names))
     if not names:
         print(json.dumps(table(came), indent=1))
         for one in came:
