@@ -53,8 +53,8 @@ class Endpoint:
         self._sleep, self._clock, self._jitter = sleep, clock, jitter
         self._client = self._connect()
 
-    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> Reply:
-        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can; None: as plain text.
+    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
+        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can; as text where it is empty.
 
         Transient, RateLimited and Garbage are tried ``attempts`` times in all. The cost, of a reply or of an error,
         counts the failed calls as well.
@@ -85,17 +85,17 @@ class Endpoint:
     def close(self) -> None:
         self._client.close()
 
-    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> Reply:
+    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
         """One call; while the endpoint refuses a parameter that can be left out, again without it."""
         calls = 0
         while True:
             calls += 1
             try:
                 reply = self._call(messages, schema)
-                self._format_works = self._format_works or schema is not None
+                self._format_works = self._format_works or bool(schema)
                 return Reply(reply.text, add_costs(reply.cost, Cost(calls=calls - 1)), reply.cut)
             except BadRequest as error:
-                if not self._leave_out(error, schema is not None):
+                if not self._leave_out(error):
                     error.cost = Cost(calls=calls)
                     raise
             except EndpointError as error:
@@ -103,14 +103,13 @@ class Endpoint:
                 error.cost = add_costs(self._priced(tokens), Cost(calls=calls))
                 raise
 
-    def _leave_out(self, error: BadRequest, asked: bool) -> bool:
-        """Drop what ``error`` names, for good. An unexplained 400 or 422 is blamed on a format that never worked;
-        ``asked``: a format was asked for."""
+    def _leave_out(self, error: BadRequest) -> bool:
+        """Drop what ``error`` names, for good. An unexplained 400 or 422 is blamed on a format that never worked."""
         if error.parameter == "temperature" and self._temperature is not None:
             self._temperature = None
         elif error.parameter == "max_tokens" and self._tokens_name:
             self._tokens_name = "max_completion_tokens" if self._tokens_name == "max_tokens" else None
-        elif asked and self.format != "plain" and (error.parameter == "response_format" or (
+        elif self.format != "plain" and (error.parameter == "response_format" or (
                 not error.parameter and error.status in (400, 422) and not self._format_works)):
             self.format = "json_object" if self.format == "json_schema" else "plain"
             self._format_works = False
@@ -118,7 +117,7 @@ class Endpoint:
             return False
         return True
 
-    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> Reply:
+    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
         """One HTTP exchange. Raises a typed error with the key scrubbed from its text."""
         request = self._request(messages, schema)
         exchange = _Exchange(self._client, request)
@@ -140,7 +139,7 @@ class Endpoint:
             cost = Cost(cost.usd, round(sent / CHARACTERS_A_TOKEN), round(len(reply.text) / CHARACTERS_A_TOKEN))
         return Reply(reply.text, add_costs(self._priced(cost), Cost(calls=1)), reply.cut)
 
-    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [{**message, "content": self._scrub(message["content"])} for message in messages],
@@ -149,12 +148,10 @@ class Endpoint:
             request[self._tokens_name] = self._model.max_tokens
         if self._temperature is not None:
             request["temperature"] = self._temperature
-        if schema is None:
-            return request
-        if self.format == "json_schema":
+        if schema and self.format == "json_schema":
             described = {"name": "proposal", "strict": True, "schema": dict(schema)}
             request["response_format"] = {"type": "json_schema", "json_schema": described}
-        elif self.format == "json_object":
+        elif schema and self.format == "json_object":
             request["response_format"] = {"type": "json_object"}
         return request
 

@@ -76,11 +76,11 @@ def mode_for(briefing: Briefing, model: str) -> Mode:
     return choose_mode(briefing.tried, model, possible_modes(briefing.files, bool(_anchors(briefing.files))))
 
 
-def schema(briefing: Briefing, mode: Mode) -> dict[str, Any] | None:
-    """JSON schema of a reply, in the subset that strict endpoints share: all keys required, no limits. None for a mode
+def schema(briefing: Briefing, mode: Mode) -> dict[str, Any]:
+    """JSON schema of a reply, in the subset that strict endpoints share: all keys required, no limits. Empty for a mode
     that is plain text."""
     if mode not in ("json", "anchored"):
-        return None
+        return {}
     path: dict[str, Any] = {"type": "string"}
     search: dict[str, Any] = {"type": "string"}
     if mode == "anchored":

@@ -63,7 +63,7 @@ def main(base: str, name: str, out: Path, minutes: float, skip: int) -> None:
         told = briefing(source, chance)
         if number <= skip:
             continue
-        asked: dict[str, Any] | None = None if way not in EXPECTED else schema(told, mode)
+        asked: dict[str, Any] = {} if way not in EXPECTED else schema(told, mode)
         messages = prompts.opening(told, 0, mode)
         reply = Endpoint(model, "none", base, name).complete(messages, asked)
         line = {"id": f"model-{number:03d}", "model": name, "source": source, "asked": way, "temperature": temperature,
