@@ -81,7 +81,8 @@ class LlmProposer:
             try:
                 reply = self._ask(briefing, tail, mode)
             except ProposeFailed as failed:
-                raise ProposeFailed(failed.reason, add_costs(spent, failed.cost), said) from None
+                failed.cost, failed.replies = add_costs(spent, failed.cost), said
+                raise
             spent = add_costs(spent, reply.cost)
             parsed = parse_reply(reply.text, briefing.files, reply.cut, (*briefing.protected, *briefing.omitted))
             if isinstance(parsed, Parsed):
