@@ -2,10 +2,10 @@
 
 Tiers, each tried only when the one before found nothing: the exact text; equal but for trailing white space; equal
 but for one uniform shift of indentation (the replacement is shifted alike); equal but for spacing inside the lines,
-comments and typographic quotes; mpatch's fuzzy search at 0.87 (at 0.7 an unrelated block scored 0.695); and
-scattered.py, for quotes that leave lines out. In the last three what is taken out must still be there but for comments
-and spacing: a line that the file does not have is no line to replace. Tabs quoted as spaces, or the other way round,
-are put right first.
+comments and typographic quotes; scattered.py, for quotes that leave lines out; and mpatch's fuzzy search at 0.87 (at 0.7
+an unrelated block scored 0.695), with its answer checked. In the last three what is taken out must still be there but
+for comments and spacing: a line that the file does not have is no line to replace. Tabs quoted as spaces, or the other
+way round, are put right first.
 No place, or more than one, is a refusal with the nearest real lines, never a guess. Lines that an edit only quotes
 keep the file's own text.
 
@@ -15,6 +15,7 @@ All texts here have ``\\n`` line ends; ``plain`` and ``with_endings`` carry a fi
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -26,7 +27,7 @@ from agent import scattered
 from agent.policy import PatchRefused
 from agent.scattered import code
 
-Tier = Literal["exact", "rstrip", "reindent", "spacing", "fuzzy", "scattered"]
+Tier = Literal["exact", "rstrip", "reindent", "spacing", "scattered", "fuzzy"]
 FUZZ = 0.87
 CLEAR = 0.03
 """A fuzzy place must be more like the search text than any other by this ratio."""
@@ -116,13 +117,10 @@ def apply_hunk(text: str, hunk: list[str], path: str, hint: int | None = None) -
             return apply_hunk(text, other, path, hint)
         except PatchRefused:
             continue
-    try:
-        return _fuzzy(text, hunk, block, path), "fuzzy"
-    except PatchRefused:
-        found = scattered.apply(lines, hunk)
-        if found is None:
-            raise
-    return "\n".join(found), "scattered"
+    found = scattered.apply(lines, hunk)
+    if found is not None:
+        return "\n".join(found), "scattered"
+    return _fuzzy(text, hunk, block, path), "fuzzy"
 
 
 def nearest(text: str, block: list[str], places: int = 2) -> tuple[str, ...]:
@@ -246,7 +244,7 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     if any(line.startswith("-") and code(line[1:]) not in there for line in hunk if line[1:].strip()):
         raise missing
     if not scattered.settled(text.split("\n")[max(start - 1, 0):start + length], hunk) or not _as_said(
-            text, result.new_content, hunk):  # mpatch may keep a line that was to go
+            text, result.new_content, hunk):  # mpatch may keep a line that was to go, or put a new one elsewhere
         raise missing
     wanted = [line for line in block if line.strip()][:30]
     ranked = _ranked(text.split("\n"), wanted)
@@ -258,13 +256,18 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
 
 
 def _as_said(old: str, new: str, hunk: list[str]) -> bool:
-    """Are the lines of ``new`` those of ``old`` less the hunk's old ones, plus its new ones, in whatever order?"""
+    """Are the lines of ``new`` those of ``old`` less the hunk's old ones, plus its new ones, and does each new one have
+    the neighbours that the hunk gives it, as far as the file has them?"""
     def counted(lines: Iterable[str]) -> Counter[str]:
         return Counter(code(line) for line in lines if line.strip())
 
     gone = counted(line[1:] for line in hunk if line.startswith("-"))
     come = counted(line[1:] for line in hunk if line.startswith("+"))
-    return counted(new.split("\n")) + gone == counted(old.split("\n")) + come
+    made = [code(line) for line in new.split("\n") if line.strip()]
+    side = [line for line in hunk if line[0] in " +" and line[1:].strip()]
+    near = [(code(a[1:]), code(b[1:])) for a, b in itertools.pairwise(side) if "+" in (a[0], b[0])]
+    return counted(new.split("\n")) + gone == counted(old.split("\n")) + come and all(
+        pair in itertools.pairwise(made) for pair in near if set(pair) <= set(made))
 
 
 def _ranked(lines: list[str], wanted: list[str], keep: int = 12) -> list[tuple[float, int]]:

@@ -310,5 +310,5 @@ def _checked(parsed: Parsed, files: Mapping[str, str], hidden: Collection[str]) 
         return Problem("The diff leaves parts out (\"...\"). Give the new lines whole.")
     title = tidy_title(one_line(parsed.title, 200) or one_line(parsed.hypothesis, 200) or (
         f"Change {edits[0].path}" if edits else "Change by a diff"))
-    return Parsed(title, plain(parsed.hypothesis).strip()[:2000], one_line(parsed.direction, 60),
-                  parsed.expected_effect, tuple(edits), parsed.form, parsed.diff)
+    return replace(parsed, title=title, hypothesis=plain(parsed.hypothesis).strip()[:2000],
+                   direction=one_line(parsed.direction, 60), edits=tuple(edits))

@@ -90,39 +90,60 @@ def gapped(chance: random.Random, lines: list[str]) -> list[str]:
     return [line for line in lines if line.strip()]
 
 
+def dropped(chance: random.Random, lines: list[str]) -> list[str]:
+    """Without one of the lines."""
+    gone = chance.randrange(len(lines)) if len(lines) > 1 else -1
+    return [line for number, line in enumerate(lines) if number != gone]
+
+
+def stale(chance: random.Random, lines: list[str]) -> list[str]:
+    """With one line as it may have been in another version."""
+    other = chance.randrange(len(lines)) if len(lines) > 1 else -1
+    return [f"{line}  # as it was" if number == other else line for number, line in enumerate(lines)]
+
+
 DAMAGE: list[Callable[[random.Random, list[str]], list[str]]] = [indented, dedented, spaced, gapped]
+CONTEXT = [dropped, stale]
+"""Damage that only lines beside the changed one can have."""
 
 
 @pytest.mark.parametrize("seed", range(8))
 def test_damaged_quotes_find_their_own_place_or_none(seed: int) -> None:
-    """A line of a file is changed by an edit that quotes it with its neighbours, damaged; the change must be made on
-    that line and nowhere else, or be refused."""
+    """A line of a file is replaced, deleted or followed by a new one, by an edit that quotes it with its neighbours,
+    damaged; the change must be made at that line and nowhere else, or be refused."""
     chance, applied = random.Random(seed), 0
     texts = [path.read_bytes().decode().replace("\r\n", "\n") for path in sorted((FOLDER / "sources").rglob("*.py"))]
     for _ in range(60):
         lines = chance.choice(texts).split("\n")
         at = chance.choice([n for n, line in enumerate(lines) if len(line.strip()) > 6])
-        first, last = max(0, at - chance.randint(0, 3)), min(len(lines), at + 1 + chance.randint(0, 3))
+        first, last = max(0, at - chance.randint(0, 4)), min(len(lines), at + 1 + chance.randint(1, 4))
+        before, after = lines[first:at], lines[at + 1:last]
         indent = lines[at][:len(lines[at]) - len(lines[at].lstrip())]
-        quoted = lines[first:last]
-        wanted = [*quoted[:at - first], f"{indent}CHANGED = {seed}", *quoted[at - first + 1:]]
-        damage = chance.choice(DAMAGE)
-        state = chance.getstate()
-        old = damage(chance, quoted)
-        chance.setstate(state)
-        new = damage(chance, wanted)
+        new = chance.choice(([f"{indent}CHANGED = 1"], [lines[at], f"{indent}CHANGED = 1"], []))
+        damage = chance.choice([*DAMAGE, *CONTEXT])
+        if damage in CONTEXT:
+            if chance.random() < 0.5:
+                before = damage(chance, before)
+            else:
+                after = damage(chance, after)
+            old, now = [*before, lines[at], *after], [*before, *new, *after]
+        else:
+            both = damage(chance, [*before, lines[at], *after, " " * 40 + "#", *before, *new, *after])
+            cut = next(number for number, line in enumerate(both) if line.strip() == "#")
+            old, now = both[:cut], both[cut + 1:]
         try:
-            text, _ = matching.replace("\n".join(lines), "\n".join(old), "\n".join(new), "a.py")
+            text, _ = matching.replace("\n".join(lines), "\n".join(old), "\n".join(now), "a.py")
         except PatchRefused:
             continue
-        now = text.split("\n")
         applied += 1
-        assert [matching.code(line) for line in now if line.strip()] == [
-            matching.code(line) for line in [*lines[:at], f"CHANGED = {seed}", *lines[at + 1:]] if line.strip()], (
-            damage.__name__, old, new)
-        (changed,) = [line for line in now if "CHANGED" in line]
-        assert changed.startswith(f"{indent}CHANGED"), damage.__name__
-    assert applied >= 30
+        assert codes(text.split("\n")) == codes([*lines[:at], *new, *lines[at + 1:]]), (damage.__name__, old, now)
+        made = [line for line in text.split("\n") if "CHANGED" in line]
+        assert all(line.startswith(f"{indent}CHANGED") for line in made), (damage.__name__, old, now, made)
+    assert applied >= 40
+
+
+def codes(lines: list[str]) -> list[str]:
+    return [matching.code(line) for line in lines if line.strip()]
 
 
 @pytest.mark.parametrize("seed", range(4))
