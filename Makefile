@@ -26,7 +26,7 @@ run: $(VENV)/.stamp-run
 	@$(BIN)/ratchet run $(ARGS)
 
 test: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu and not ray and not slurm" $(ARGS)
+	@$(BIN)/python -m pytest -q -m "not slow and not gpu and not model and not ray and not slurm" $(ARGS)
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check .

@@ -23,7 +23,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 from agent import audits, git, guards, merge, report, runs, scope
 from agent.bank import Bank
@@ -31,6 +31,7 @@ from agent.bundles import Bundles
 from agent.config import Config
 from agent.court import Conclusion, Court, Trial
 from agent.drafts import Answer, Draft, Drafts, Refusal
+from agent.edit_modes import noted
 from agent.errors import UserError
 from agent.forecast import Forecaster
 from agent.hooks import Hooks
@@ -409,7 +410,8 @@ class Campaign:
         if answer.failure is not None:  # a proposal that never came is an attempt that ended at the first stage
             title = "no usable proposal"
             failed = Proposal(proposal_id(number, title), answer.draft.briefing.tip, title, answer.failure.reason,
-                              "llm", cost=answer.failure.cost, source=self.proposer.name)
+                              "llm", cost=answer.failure.cost, source=self.proposer.name,
+                              replies=answer.failure.replies)
             self.ledger.append("proposal", failed)
             self.close(self.state.attempts[failed.id], "propose", answer.failure.reason)
         elif proposal is None:
@@ -432,7 +434,8 @@ class Campaign:
                     broken, cost=add_costs(broken.cost, cost) if answer.failure else cost))
             return
         if answer.failure is not None:
-            spent = dataclasses.replace(broken, cost=add_costs(broken.cost, answer.failure.cost))
+            spent = dataclasses.replace(broken, cost=add_costs(broken.cost, answer.failure.cost),
+                                        replies=(*broken.replies, *answer.failure.replies))
             self.ledger.append("proposal", spent)
         elif answer.proposal is not None:
             self.ledger.append("proposal", answer.proposal)
@@ -456,6 +459,7 @@ class Campaign:
                                                          for line in refused.nearest[:3]))).strip()
             if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
                 reason = f"conflicts with what was merged meanwhile: {reason}"
+            self.note_reply(attempt, "patch", reason, refused.rule != "match")
             self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
             return
         twin = self.duplicate_of(candidate, attempt)
@@ -494,6 +498,12 @@ class Campaign:
     def more(self) -> bool:
         """Whether there may be more proposals."""
         return not (self.exhausted or self.spending.questions_spent) and not self.spending.forbids("pair", self.clock())
+
+    def note_reply(self, attempt: Attempt, stage: Literal["patch", "preflight"], why: str, placed: bool = True) -> None:
+        """Write down what became of a model's last reply."""
+        known = noted(attempt.proposal, stage, why, placed)
+        if known != attempt.proposal:
+            self.ledger.append("proposal", known)
 
     def mend(self, attempt: Attempt, problem: str, repairs: int, refusal: Refusal) -> None:
         """Ask the proposer for a repair; ``refusal`` is the verdict where it has none."""
@@ -548,6 +558,7 @@ class Campaign:
         self.court.leave(trial)
         refusal = Refusal("preflight", found.reason, found.fault)
         if found.fault and not trial.attempt.proposal.parts:
+            self.note_reply(self.state.attempts[trial.id], "preflight", found.reason)
             problem = f"{found.reason}\n{found.log_tail[-2000:]}"
             self.mend(self.state.attempts[trial.id], problem, trial.repairs, refusal)
         else:

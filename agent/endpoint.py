@@ -66,9 +66,8 @@ class Endpoint:
         """Seconds that it waits between two tries; where more are asked for, the error is raised at once, for a caller
         that has somebody else to ask."""
 
-    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any] | None,
-                 until: float | None = None) -> Reply:
-        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can; None: as plain text.
+    def complete(self, messages: Sequence[Message], schema: Mapping[str, Any], until: float | None = None) -> Reply:
+        """The model's reply, asked for as JSON of ``schema`` as far as the endpoint can; as text where it is empty.
 
         Transient, RateLimited and Garbage are tried ``attempts`` times in all, and not beyond ``until`` (by the clock).
         The cost, of a reply or of an error, counts the failed calls as well.
@@ -99,14 +98,14 @@ class Endpoint:
         self.answered = True
         return dataclasses.replace(reply, cost=add_costs(spent, Cost(seconds=self.clock() - started)))
 
-    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any] | None, end: float) -> Reply:
+    def _adapt(self, messages: Sequence[Message], schema: Mapping[str, Any], end: float) -> Reply:
         """One call; while the endpoint refuses a parameter that can be left out, again without it."""
         calls = 0
         while True:
             calls += 1
             try:
                 reply = self._call(messages, schema, end)
-                self._format_works = True
+                self._format_works = self._format_works or bool(schema)
                 return dataclasses.replace(reply, cost=add_costs(reply.cost, Cost(calls=calls - 1)))
             except BadRequest as error:
                 if not self._leave_out(error):
@@ -133,7 +132,7 @@ class Endpoint:
             return False
         return True
 
-    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any] | None, end: float) -> Reply:
+    def _call(self, messages: Sequence[Message], schema: Mapping[str, Any], end: float) -> Reply:
         """One HTTP exchange. Raises a typed error with the key scrubbed from its text."""
         limit = min(self._model.timeout_seconds, end - self.clock())
         if limit <= 0:
@@ -152,7 +151,7 @@ class Endpoint:
             "name": "read_file", "description": "The text of a file.", "parameters": {
                 "type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}}}
         ask: list[Message] = [{"role": "user", "content": "Read the file notes.txt with the tool read_file."}]
-        request = self._request(ask, None) | {"tools": [tool], "tool_choice": "auto"}
+        request = self._request(ask, {}) | {"tools": [tool], "tool_choice": "auto"}
         request.pop("stream", None), request.pop("stream_options", None)
         body, _ = self._exchange(request, limit)
         try:
@@ -186,7 +185,7 @@ class Endpoint:
         body, headers = exchange.answer
         return self._scrub(body), headers
 
-    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [{**message, "content": self._scrub(message["content"])} for message in messages],
@@ -197,12 +196,10 @@ class Endpoint:
             request["temperature"] = self._temperature
         if self._stream:
             request |= {"stream": True, "stream_options": {"include_usage": True}}
-        if schema is None:
-            return request
-        if self.format == "json_schema":
+        if schema and self.format == "json_schema":
             described = {"name": "proposal", "strict": True, "schema": dict(schema)}
             request["response_format"] = {"type": "json_schema", "json_schema": described}
-        elif self.format == "json_object":
+        elif schema and self.format == "json_object":
             request["response_format"] = {"type": "json_object"}
         return request
 

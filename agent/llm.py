@@ -14,13 +14,14 @@ from urllib.parse import urlsplit
 
 from agent import config
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Garbage, Quota, Reply, Transient
+from agent.edit_modes import Mode
 from agent.endpoint import Endpoint, Message
 from agent.errors import UserError
-from agent.messages import SHRINKS, Prompts, answer_of, is_anchored, schema, shown_reply
+from agent.messages import SHRINKS, Prompts, answer_of, mode_for, schema, shown_reply
 from agent.parse_reply import Parsed, parse_reply
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing
-from agent.records import Cost, Proposal
+from agent.records import Cost, Proposal, Said
 
 
 class NoAnswer(ProposeFailed):
@@ -46,11 +47,12 @@ class LlmProposer:
 
     def next(self, briefing: Briefing, until: float | None = None) -> Proposal | None:
         """As promised by every proposer; no call goes on beyond ``until``, by the endpoint's clock."""
-        parsed, cost, left = self._converse(briefing, [], self._model.repairs, until)
+        parsed, cost, left, replies = self._converse(briefing, [], self._model.repairs, until)
         proposal = Proposal(
             id=proposal_id(briefing.number, parsed.title), base=briefing.tip, title=parsed.title,
             hypothesis=parsed.hypothesis, author="llm", edits=parsed.edits, diff=parsed.diff,
-            direction=parsed.direction, expected_effect=parsed.expected_effect, cost=cost, source=self._endpoint.name)
+            direction=parsed.direction, expected_effect=parsed.expected_effect, cost=cost, source=self._endpoint.name,
+            replies=replies)
         self._rounds[proposal.title] = left
         return proposal
 
@@ -61,39 +63,42 @@ class LlmProposer:
             return None
         self._rounds[proposal.title] = 0
         tail = self._prompts.repair(answer_of(proposal), problem, left - 1)
-        parsed, cost, left = self._converse(briefing, tail, left - 1, until)
+        parsed, cost, left, replies = self._converse(briefing, tail, left - 1, until)
         self._rounds[proposal.title] = left
         return dataclasses.replace(
             proposal, base=briefing.tip, edits=parsed.edits, diff=parsed.diff,
-            hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost))
+            hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost),
+            replies=(*proposal.replies, *replies))
 
-    def _converse(self, briefing: Briefing, tail: list[Message], left: int,
-                  until: float | None) -> tuple[Parsed, Cost, int]:
-        """(usable reply, cost, repair rounds left). Raises ProposeFailed when the rounds run out."""
-        spent = Cost()
+    def _converse(
+        self, briefing: Briefing, tail: list[Message], left: int, until: float | None,
+    ) -> tuple[Parsed, Cost, int, tuple[Said, ...]]:
+        """(usable reply, cost, repair rounds left, every reply). Raises ProposeFailed when the rounds run out."""
+        spent, said = Cost(), tuple[Said, ...]()
+        mode = mode_for(briefing, self._endpoint.name)
         while True:
             try:
-                reply = self._ask(briefing, tail, until)
+                reply = self._ask(briefing, tail, mode, until)
             except ProposeFailed as failed:
-                failed.cost = add_costs(spent, failed.cost)
+                failed.cost, failed.replies = add_costs(spent, failed.cost), said
                 raise
             spent = add_costs(spent, reply.cost)
-            parsed = parse_reply(reply.text, briefing.files, reply.cut)
+            parsed = parse_reply(reply.text, briefing.files, reply.cut, (*briefing.protected, *briefing.omitted))
             if isinstance(parsed, Parsed):
-                return parsed, spent, left
+                return parsed, spent, left, (*said, Said(self._endpoint.name, mode, parsed.form))
+            said += (Said(self._endpoint.name, mode, "", "propose", parsed.text, placed=False),)
             if left == 0:
-                raise ProposeFailed(f"the model gave no usable patch: {parsed.text}", spent)
+                raise ProposeFailed(f"the model gave no usable patch: {parsed.text}", spent, said)
             left -= 1
             tail = self._prompts.repair(shown_reply(reply), parsed.text, left)
 
-    def _ask(self, briefing: Briefing, tail: list[Message], until: float | None) -> Reply:
-        """One reply. A prompt that is too long is shrunk, and stays so for the rest of the campaign."""
-        anchored = is_anchored(briefing)
+    def _ask(self, briefing: Briefing, tail: list[Message], mode: Mode, until: float | None) -> Reply:
+        """One reply in ``mode``. A prompt that is too long is shrunk, and stays so for the rest of the campaign."""
         spent = Cost()
         while True:
-            messages = self._prompts.opening(briefing, self._size, anchored) + tail
+            messages = self._prompts.opening(briefing, self._size, mode) + tail
             try:
-                reply = self._endpoint.complete(messages, schema(briefing, anchored), until)
+                reply = self._endpoint.complete(messages, schema(briefing, mode), until)
             except ContextOverflow as error:
                 spent = add_costs(spent, error.cost)
                 if self._size == SHRINKS - 1:

@@ -1,9 +1,11 @@
 """Find the one place that an edit means, and replace it there; or say where it nearly is.
 
-Four tiers, each tried only when the one before found nothing: the exact text; equal but for trailing white space;
-equal but for one uniform shift of indentation (the replacement is shifted alike); and mpatch's fuzzy search at
-0.87 (at 0.7 an unrelated block scored 0.695), in which what is taken out must still be there but for comments and
-spacing: a line that the file does not have is no line to replace.
+Tiers, each tried only when the one before found nothing: the exact text; equal but for trailing white space; equal
+but for one uniform shift of indentation (the replacement is shifted alike); equal but for spacing inside the lines,
+comments and typographic quotes; scattered.py, for quotes that leave lines out; and mpatch's fuzzy search at 0.87 (at
+0.7 an unrelated block scored 0.695), with its answer checked. In the last three what is taken out must still be there
+but for comments and spacing: a line that the file does not have is no line to replace. Tabs quoted as spaces, or the
+other way round, are put right first.
 No place, or more than one, is a refusal with the nearest real lines, never a guess. Lines that an edit only quotes
 keep the file's own text.
 
@@ -13,14 +15,19 @@ All texts here have ``\\n`` line ends; ``plain`` and ``with_endings`` carry a fi
 from __future__ import annotations
 
 import difflib
+import itertools
 import re
+from collections import Counter
+from collections.abc import Iterable
 from typing import Literal
 
 import mpatch
 
+from agent import scattered
 from agent.policy import PatchRefused
+from agent.scattered import code
 
-Tier = Literal["exact", "rstrip", "reindent", "fuzzy"]
+Tier = Literal["exact", "rstrip", "reindent", "spacing", "scattered", "fuzzy"]
 FUZZ = 0.87
 CLEAR = 0.03
 """A fuzzy place must be more like the search text than any other by this ratio."""
@@ -52,7 +59,26 @@ def replace(text: str, search: str, replacement: str, path: str) -> tuple[str, T
         return text[:found[0]] + replacement + text[found[0] + len(search):], "exact"
     if len(found) > 1:
         raise _ambiguous(text, path, [text.count("\n", 0, at) for at in found])
-    return apply_hunk(text, hunk_of(search, replacement), path)
+    try:
+        return apply_hunk(text, hunk_of(search, replacement), path)
+    except PatchRefused:
+        parts = scattered.segments(search, replacement)
+        if not parts:
+            raise
+    for old, new in parts:
+        text = replace(text, old, new, path)[0]
+    return text, "scattered"
+
+
+def places(text: str, search: str) -> int:
+    """In how many places ``text`` has ``search``, by the first tier short of fuzzy that finds it."""
+    found = sum(1 for at in _occurrences(text, search) if _whole_words(text, at, at + len(search))) if search else 0
+    lines, block = text.split("\n"), _lines(search)
+    for tier in ("exact", "rstrip", "reindent", "spacing"):
+        if found or not block:
+            return found
+        found = sum(1 for start in range(len(lines) - len(block) + 1) if _fits(lines, start, block, tier))
+    return found
 
 
 def hunk_of(search: str, replacement: str) -> list[str]:
@@ -76,7 +102,7 @@ def apply_hunk(text: str, hunk: list[str], path: str, hint: int | None = None) -
     if not any(line.strip() for line in block):
         raise PatchRefused("match", f"{path}: the edit quotes no line of the file, so its place is not known.")
     lines = text.split("\n")
-    for tier in ("exact", "rstrip", "reindent"):
+    for tier in ("exact", "rstrip", "reindent", "spacing"):
         starts = [start for start in range(len(lines) - len(block) + 1) if _fits(lines, start, block, tier)]
         if len(starts) > 1 and tier == "exact" and hint in starts:
             starts = [start for start in starts if start == hint]
@@ -86,6 +112,14 @@ def apply_hunk(text: str, hunk: list[str], path: str, hint: int | None = None) -
             rebuilt = _rebuilt(lines, starts[0], hunk, block, tier)
             if rebuilt is not None:
                 return "\n".join(rebuilt), tier
+    for other in scattered.retabbed(lines, hunk):
+        try:
+            return apply_hunk(text, other, path, hint)
+        except PatchRefused:
+            continue
+    found = scattered.apply(lines, hunk)
+    if found is not None:
+        return "\n".join(found), "scattered"
     return _fuzzy(text, hunk, block, path), "fuzzy"
 
 
@@ -146,6 +180,9 @@ def _fits(lines: list[str], start: int, block: list[str], tier: str) -> bool:
         return here == block
     if tier == "rstrip":
         return all(a.rstrip() == b.rstrip() for a, b in zip(here, block, strict=True))
+    if tier == "spacing":
+        pairs = [(code(a), code(b)) for a, b in zip(here, block, strict=True)]
+        return any(b for _, b in pairs) and all(a == b for a, b in pairs)
     if any(a.strip() != b.strip() for a, b in zip(here, block, strict=True)):
         return False
     return _shift(here, block) is not None
@@ -170,9 +207,14 @@ def _shifted(text: str, less: str, more: str) -> str | None:
 
 def _rebuilt(lines: list[str], start: int, hunk: list[str], block: list[str], tier: str) -> list[str] | None:
     """The file's lines with the hunk applied at ``start``: context from the file, new lines shifted like the block.
-    None when a new line is too far left to be shifted."""
+    None when the block is not shifted alike, or a new line is too far left to be shifted."""
     here = lines[start:start + len(block)]
-    less, more = (_shift(here, block) or ("", "")) if tier == "reindent" else ("", "")
+    shift = _shift(here, block) if tier in ("reindent", "spacing") else ("", "")
+    if shift is None:
+        return None
+    less, more = shift
+    if tier == "spacing":
+        hunk = scattered.plain_quotes(hunk, block, here)
     new: list[str] = []
     at = 0
     for line in hunk:
@@ -198,8 +240,11 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     if not result.report.all_applied_cleanly or len(status) != 1 or status[0].location_start is None:
         raise missing
     start, length = status[0].location_start, status[0].location_length or len(block)
-    there = {_code(line) for line in text.split("\n")[max(start - 1, 0):start + length]}
-    if any(line.startswith("-") and _code(line[1:]) not in there for line in hunk if line[1:].strip()):
+    there = {code(line) for line in text.split("\n")[max(start - 1, 0):start + length]}
+    if any(line.startswith("-") and code(line[1:]) not in there for line in hunk if line[1:].strip()):
+        raise missing
+    if not scattered.settled(text.split("\n")[max(start - 1, 0):start + length], hunk) or not _as_said(
+            text, result.new_content, hunk):  # mpatch may keep a line that was to go, or put a new one elsewhere
         raise missing
     wanted = [line for line in block if line.strip()][:30]
     ranked = _ranked(text.split("\n"), wanted)
@@ -210,9 +255,19 @@ def _fuzzy(text: str, hunk: list[str], block: list[str], path: str) -> str:
     return result.new_content
 
 
-def _code(line: str) -> str:
-    """A line without its comment and its spacing. A ``#`` in a string cuts it short, on both sides alike."""
-    return "".join(line.partition("#")[0].split())
+def _as_said(old: str, new: str, hunk: list[str]) -> bool:
+    """Are the lines of ``new`` those of ``old`` less the hunk's old ones, plus its new ones, and does each new one have
+    the neighbours that the hunk gives it, as far as the file has them?"""
+    def counted(lines: Iterable[str]) -> Counter[str]:
+        return Counter(code(line) for line in lines if line.strip())
+
+    gone = counted(line[1:] for line in hunk if line.startswith("-"))
+    come = counted(line[1:] for line in hunk if line.startswith("+"))
+    made = [code(line) for line in new.split("\n") if line.strip()]
+    side = [line for line in hunk if line[0] in " +" and line[1:].strip()]
+    near = [(code(a[1:]), code(b[1:])) for a, b in itertools.pairwise(side) if "+" in (a[0], b[0])]
+    return counted(new.split("\n")) + gone == counted(old.split("\n")) + come and all(
+        pair in itertools.pairwise(made) for pair in near if set(pair) <= set(made))
 
 
 def _ranked(lines: list[str], wanted: list[str], keep: int = 12) -> list[tuple[float, int]]:

@@ -10,6 +10,7 @@ from typing import Any
 import jinja2
 
 from agent.answers import Reply
+from agent.edit_modes import Mode, choose_mode, possible_modes
 from agent.endpoint import Message
 from agent.quote import fence, one_line, plain, quoted
 from agent.read import Briefing, HistoryLine
@@ -35,15 +36,15 @@ class Prompts:
         """The text of ``name``. Raises jinja2.UndefinedError when a variable is missing."""
         return self._templates.get_template(name).render(**variables)
 
-    def opening(self, briefing: Briefing, size: int = 0, anchored: bool = False) -> list[Message]:
-        """System and user message of an attempt, at ``size`` of SHRINKS."""
+    def opening(self, briefing: Briefing, size: int = 0, mode: Mode = "json") -> list[Message]:
+        """System and user message of an attempt that asks for edits in ``mode``, at ``size`` of SHRINKS."""
         files = _largest_first_out(briefing.files, {2: 2, 3: 4}.get(size, 1))
         protected = briefing.protected if size == 0 else {}
         omitted = [*briefing.omitted, *(path for path in (*briefing.files, *briefing.protected)
                                         if path not in files and path not in protected)]
         system = self.render(
             "system.j2", metric=briefing.metric, direction=briefing.direction, tier=briefing.tier,
-            anchored=anchored, max_patch_lines=briefing.max_patch_lines)
+            mode=mode, path=next(iter(files), "train.py"), max_patch_lines=briefing.max_patch_lines)
         user = self.render(
             "propose.j2", briefing=briefing, files=files, protected=protected, omitted=omitted,
             history=_recent(briefing.history, {0: 40, 1: 12}.get(size, 4)))
@@ -70,20 +71,19 @@ def shown_reply(reply: Reply) -> str:
     return plain(reply.text)[:8000]
 
 
-def is_anchored(briefing: Briefing) -> bool:
-    """After two of the last three attempts died before a run: pin each edit's anchor to a line that exists.
-
-    Measured on small local models: edits that apply went from 0-4 of 5 to 40 of 40.
-    """
-    dead = sum(line.stage in ("propose", "patch") for line in briefing.history[-3:])
-    return dead >= 2 and bool(_anchors(briefing.files))
+def mode_for(briefing: Briefing, model: str) -> Mode:
+    """The form of edits to ask ``model`` for, by what became of its replies so far."""
+    return choose_mode(briefing.tried, model, possible_modes(briefing.files, bool(_anchors(briefing.files))))
 
 
-def schema(briefing: Briefing, anchored: bool) -> dict[str, Any]:
-    """JSON schema of a reply, in the subset that strict endpoints share: all keys required, no limits."""
+def schema(briefing: Briefing, mode: Mode) -> dict[str, Any]:
+    """JSON schema of a reply, in the subset that strict endpoints share: all keys required, no limits. Empty for a mode
+    that is plain text."""
+    if mode not in ("json", "anchored"):
+        return {}
     path: dict[str, Any] = {"type": "string"}
     search: dict[str, Any] = {"type": "string"}
-    if anchored:
+    if mode == "anchored":
         path["enum"], search["enum"] = list(briefing.files), _anchors(briefing.files)
     edit = _object({"path": path, "search": search, "replace": {"type": "string"}})
     text = {"type": "string"}
@@ -98,7 +98,7 @@ def _object(properties: dict[str, Any]) -> dict[str, Any]:
 
 def _anchors(files: Mapping[str, str]) -> list[str]:
     """Lines that occur once in all the editable source; empty when there are too many for an enum."""
-    whole = "\n".join(files.values())
+    whole = "\n".join(text.replace("\r\n", "\n") for text in files.values())
     lines = dict.fromkeys(line for line in whole.split("\n") if line.strip())
     anchors = [line for line in lines if whole.count(line) == 1]
     fits = len(anchors) <= ENUM_VALUES and (len(anchors) <= 250 or sum(map(len, anchors)) <= ENUM_CHARACTERS)

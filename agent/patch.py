@@ -297,8 +297,8 @@ def _take(hunk: Hunk, line: str) -> None:
         hunk.lines.append(line)
     elif not line:
         hunk.lines.append("")
-    elif not line.startswith("\\"):
-        raise PatchRefused("match", f"the patch has a line without a leading space, + or -: {line[:80]!r}.")
+    elif not line.startswith("\\"):  # a line to keep whose space was lost: it has to be in the file all the same
+        hunk.lines.append(f" {line}")
 
 
 def _trim(file: FileDiff) -> None:

@@ -11,7 +11,7 @@ from typing import Protocol
 
 from agent.quote import one_line
 from agent.read import Briefing
-from agent.records import Cost, Proposal
+from agent.records import Cost, Proposal, Said
 
 
 class Proposer(Protocol):
@@ -43,9 +43,9 @@ class Proposer(Protocol):
 class ProposeFailed(Exception):
     """An attempt that gave no usable proposal. It is recorded as an attempt that ended at stage ``propose``."""
 
-    def __init__(self, reason: str, cost: Cost | None = None) -> None:
+    def __init__(self, reason: str, cost: Cost | None = None, replies: tuple[Said, ...] = ()) -> None:
         super().__init__(reason)
-        self.reason, self.cost = reason, cost or Cost()
+        self.reason, self.cost, self.replies = reason, cost or Cost(), replies
 
 
 def proposal_id(number: int, title: str) -> str:

@@ -11,6 +11,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from agent.config import Config
+from agent.edit_modes import Tried, tried
 from agent.ledger import Attempt, State
 from agent.quote import one_line, rounded
 from agent.records import Outcome, Stage, Tier, Verdict
@@ -65,6 +66,8 @@ class Briefing:
     """Attempts after this one; None where only the clock limits them."""
     wishes: tuple[str, ...] = ()
     """What the owner said while the campaign ran, oldest first."""
+    tried: tuple[Tried, ...] = ()
+    """What became of a model's earlier replies, by the form of edits they were asked in."""
 
 
 def brief(config: Config, state: State, files: Mapping[str, str], protected: Mapping[str, str], *,
@@ -84,7 +87,7 @@ def brief(config: Config, state: State, files: Mapping[str, str], protected: Map
         max_patch_lines=config.source.max_patch_lines, metric=config.metric.name, direction=config.metric.direction,
         budget=budget or budget_text(config), tier=config.evaluate.tier, calibration=rounded(calibration),
         history=tuple(_line(attempt, back) for attempt in finished), preset=config.preset, attempts_left=attempts_left,
-        wishes=wishes(state))
+        wishes=wishes(state), tried=tried(attempt.proposal for attempt in state.attempts.values()))
 
 
 def budget_text(config: Config) -> str:

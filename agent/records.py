@@ -45,6 +45,22 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Said:
+    """One reply of a model, and what became of it."""
+
+    model: str
+    mode: str
+    """Form that was asked for (edit_modes.py)."""
+    form: str
+    """Form that it came in; empty: no edits were found in it."""
+    stage: Literal["", "propose", "patch", "preflight"] = ""
+    """Where it was refused; empty: it was not, or not before its runs."""
+    problem: str = ""
+    placed: bool = True
+    """Whether its edits had their place in the files."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """An idea with its edits against ``base``. ``diff`` replaces ``edits`` when a person hands in a patch file."""
 
@@ -63,6 +79,8 @@ class Proposal:
     """Where it came from: model name, card id, or patch file."""
     parts: tuple[str, ...] = ()
     """Of a bundle: the attempts that it is made of."""
+    replies: tuple[Said, ...] = ()
+    """Of a model: every reply that it gave for this proposal, repair rounds too, oldest first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -411,7 +429,7 @@ class Closing:
 __all__ = [
     "Ablation", "Author", "Candidate", "Certification", "Closing", "Cost", "Edit", "Estimate", "Examined",
     "Fault", "Gain", "Guard", "Merge", "Order", "OrderKind", "Outcome", "Pair", "Patch", "Plan", "Preflight",
-    "Promotion", "Proposal", "Purpose", "Removal", "Result", "Revert", "Run", "Sooner", "Stage", "Tier",
+    "Promotion", "Proposal", "Purpose", "Removal", "Result", "Revert", "Run", "Said", "Sooner", "Stage", "Tier",
     "Transfer", "Verdict", "from_json", "to_json",
 ]
 

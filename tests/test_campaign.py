@@ -22,6 +22,7 @@ from typing import Any
 import pytest
 
 from agent import cli, git, tiny
+from agent.edit_modes import EXPECTED
 from agent.ledger import Attempt, State, events, replay
 from agent.recompute import recompute
 from agent.records import Edit
@@ -325,6 +326,21 @@ def test_vain_rounds_of_the_model_are_paid_for(night: tuple[Path, subprocess.Com
     assert calls["early crash"] == calls["own score"] == 2  # a repair that came to nothing
     assert calls["less back-off"] == 2 and calls["another salt"] == 2 and calls["unused constant"] == 1
     assert state.usd == pytest.approx(sum(a.proposal.cost.usd for a in state.attempts.values())) and state.usd > 1
+
+
+def test_every_reply_of_the_model_is_accounted_for(night: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
+    """Each reply stands in the ledger with where it was refused and why, or as applied."""
+    attempts = load(only_run(night[0] / "runs")).attempts.values()
+    proposals = {a.proposal.title: a.proposal for a in attempts if a.proposal.replies}
+    stages = {title: [(reply.stage, reply.placed) for reply in known.replies] for title, known in proposals.items()}
+    assert stages["less smoothing"] == stages["another salt"] == [("", True)]
+    assert stages["less back-off"] == [("propose", False), ("", True)]
+    assert stages["own score"] == [("patch", True), ("propose", False)]
+    assert stages["early crash"][0] == ("preflight", True)
+    assert stages["no usable proposal"] == [("propose", False), ("propose", False)]
+    for known in proposals.values():
+        assert all(bool(reply.problem) == bool(reply.stage) for reply in known.replies)
+        assert all(reply.model == "scripted" and reply.mode in EXPECTED for reply in known.replies)
 
 
 def test_status_of_the_night(night: tuple[Path, subprocess.CompletedProcess[str]], edge: Any) -> None:

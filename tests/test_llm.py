@@ -30,9 +30,10 @@ from agent.answers import (
     Transient,
     retry_after,
 )
+from agent.edit_modes import Tried
 from agent.endpoint import LARGEST_BODY, Endpoint
 from agent.llm import LlmProposer, NoAnswer, shown_url
-from agent.messages import Prompts, is_anchored, schema
+from agent.messages import Prompts, mode_for, schema
 from agent.propose import ProposeFailed
 from agent.read import HistoryLine
 from agent.records import Edit, Proposal, Verdict
@@ -431,18 +432,31 @@ def test_a_prompt_that_is_too_long_is_shrunk_for_good() -> None:
 
 
 def test_after_two_dead_patches_the_anchors_are_pinned() -> None:
-    dead = [Verdict(f"00{n}-x", "rejected", "patch", "no such line") for n in (1, 2)]
-    briefing = make_briefing(state_with(*dead))
-    assert is_anchored(briefing) and not is_anchored(make_briefing(state_with(*dead[:1])))
+    dead = (Tried("scripted", "json", False),) * 2
+    briefing = dataclasses.replace(make_briefing(), tried=dead)
+    assert mode_for(briefing, "scripted") == "anchored" and mode_for(briefing, "another") == "json"
     with ScriptedModel([Say(OBJECT)]) as model:
         make_proposer(model.base_url).next(briefing)
         edit = model.requests[0].body["response_format"]["json_schema"]["schema"]["properties"]["edits"]["items"]
         prompt = model.requests[0].prompt
     assert edit["properties"]["path"]["enum"] == list(FILES)
     assert "    return x * x" in edit["properties"]["search"]["enum"] and "exactly one whole line" in prompt
-    assert "enum" not in str(schema(briefing, anchored=False))
+    assert "enum" not in str(schema(briefing, "json"))
     many = {"big.py": "".join(f"x{n}=1\n" for n in range(2000))}
-    assert not is_anchored(make_briefing(state_with(*dead), files=many))
+    assert mode_for(dataclasses.replace(make_briefing(files=many), tried=dead), "scripted") == "blocks"
+
+
+def test_a_mode_of_plain_text_is_asked_for_without_a_response_format() -> None:
+    failed = tuple(Tried("scripted", mode, False) for mode in ("json", "anchored") for _ in range(3))
+    answer = "Title: Lower it\n\ntrain.py\n<<<<<<< SEARCH\nlr = 0.1\n=======\nlr = 0.05\n>>>>>>> REPLACE\n"
+    with ScriptedModel([Say("I cannot."), Say(answer)]) as model:
+        proposal = make_proposer(model.base_url, repairs=1).next(dataclasses.replace(make_briefing(), tried=failed))
+    assert proposal is not None and proposal.edits == (Edit("train.py", "lr = 0.1\n", "lr = 0.05\n"),)
+    assert all("response_format" not in request.body for request in model.requests)
+    assert "<<<<<<< SEARCH" in model.requests[0].prompt and "JSON" not in model.requests[0].prompt
+    first, second = proposal.replies
+    assert (first.mode, first.form, first.stage, first.placed) == ("blocks", "", "propose", False)
+    assert "no edits" in first.problem and (second.form, second.stage) == ("blocks", "")
 
 
 # --- what the user must mend, and a bad night ------------------------------------------------------------------------
@@ -513,18 +527,21 @@ def test_every_template_names_its_variables_in_its_head() -> None:
     environment = jinja2.Environment()
     environment.filters |= dict.fromkeys(("fence", "quoted", "one_line"), str)
     names = {path.name for path in PROMPTS.glob("*.j2")}
-    assert names == {"system.j2", "propose.j2", "repair.j2", "review.j2"}
+    assert names == {"system.j2", "answer.j2", "propose.j2", "repair.j2", "review.j2"}
     for name in names:
         text = (PROMPTS / name).read_text()
         head = re.match(r"\{#-.*?Variables: ([\w, ]+)", text, re.DOTALL)
         assert head, name
-        assert set(head[1].strip().split(", ")) == jinja2.meta.find_undeclared_variables(environment.parse(text)), name
+        used = jinja2.meta.find_undeclared_variables(environment.parse(text))
+        for part in jinja2.meta.find_referenced_templates(environment.parse(text)):
+            used |= jinja2.meta.find_undeclared_variables(environment.parse((PROMPTS / str(part)).read_text()))
+        assert set(head[1].strip().split(", ")) == used, name
         assert name in (PROMPTS / "README.md").read_text()
 
 
 def test_templates_render_strictly() -> None:
     prompts = Prompts(PROMPTS)
-    for name in ("system.j2", "propose.j2", "repair.j2"):
+    for name in ("system.j2", "answer.j2", "propose.j2", "repair.j2"):
         with pytest.raises(jinja2.UndefinedError):
             prompts.render(name)
     state = state_with(Verdict("001-a", "rejected", "preflight", "NameError", fault="crash"))

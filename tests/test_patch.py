@@ -150,7 +150,7 @@ def test_two_like_places_are_no_fuzzy_match() -> None:
         matching.replace(body.format("half") + body.format("third"), search, search.replace("0.5", "0.2"), "train.py")
     assert [line[:5] for line in caught.value.nearest] == ["    2", "    6"]
     new, tier = matching.replace(body.format("half"), search, search.replace("0.5", "0.2"), "train.py")
-    assert (new, tier) == (body.replace("0.5  # {}", "0.2"), "fuzzy")
+    assert (new, tier) == (body.replace("0.5  # {}", "0.2"), "spacing")
 
 
 def test_no_place_answers_with_the_nearest_real_lines(start: tuple[Path, str]) -> None:
@@ -435,4 +435,4 @@ def test_a_line_that_the_file_does_not_have_is_not_replaced(wrong: str) -> None:
 def test_a_comment_may_have_drifted() -> None:
     hunk = [" BATCH = 32", "-LR = 0.002  # too low", "+LR = 0.02", " STEPS = 400", " DECAY = 0.1", " ", " "]
     text, tier = matching.apply_hunk(OPTIMIZER, hunk, "train.py")
-    assert (text, tier) == (OPTIMIZER.replace("0.002", "0.02"), "fuzzy")
+    assert (text, tier) == (OPTIMIZER.replace("0.002", "0.02"), "spacing")

@@ -340,7 +340,7 @@ NEW = TRAIN.replace("0.1", "0.2")
     ("new.py\n<<<<<<< SEARCH\n=======\nx = 1\n>>>>>>> REPLACE", "blocks", (Edit("new.py", "", "x = 1\n"),)),
     ("Raise lr in `train.py`:\n```python\n" + NEW + "```", "files", (Edit("train.py", TRAIN, NEW),)),
     ("Raise lr\n```python train.py\n" + NEW + "```", "files", (Edit("train.py", TRAIN, NEW),)),
-    ("Raise lr\n```python\n# train.py\n" + NEW + "```", "files", (Edit("train.py", TRAIN, "# train.py\n" + NEW),)),
+    ("Raise lr\n```python\n# train.py\n" + NEW + "```", "files", (Edit("train.py", TRAIN, NEW),)),
 ])
 def test_each_format_gives_its_edits(reply: str, form: str, edits: tuple[Edit, ...]) -> None:
     parsed = parse_reply(reply, FILES)
