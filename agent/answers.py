@@ -77,6 +77,25 @@ class Reply:
     cut: bool = False
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One tool that the model wants used. ``arguments`` is as it wrote them; empty where they are no JSON object."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a model with tools said: calls, or text alone when it has seen enough."""
+
+    text: str
+    calls: tuple[Call, ...]
+    cost: Cost
+
+
 _CONTEXT = re.compile(
     r"context[ _](?:length|window|size)|maximum context|prompt is too long|too many (?:input |prompt )?tokens|"
     r"exceed\w* (?:the )?(?:available |model'?s )?context|reduce the length of", re.IGNORECASE)
@@ -113,6 +132,23 @@ def read_reply(body: str, headers: Mapping[str, str]) -> Reply:
 
     Raises Garbage when there is none in it, or the typed error that the body carries.
     """
+    return _content(*_choice(body, headers))
+
+
+def read_wish(body: str, headers: Mapping[str, str]) -> Wish:
+    """The same of a call that offered tools: a message without content is no error if it has calls."""
+    choice, cost = _choice(body, headers)
+    message = choice.get("message")
+    asked = message.get("tool_calls") if isinstance(message, dict) else None
+    calls = tuple(call for one in (asked if isinstance(asked, list) else []) if (call := _call(one)) is not None)
+    if calls:
+        content = message.get("content") if isinstance(message, dict) else None
+        return Wish(content if isinstance(content, str) else "", calls, cost)
+    return Wish(_content(choice, cost).text, (), cost)
+
+
+def _choice(body: str, headers: Mapping[str, str]) -> tuple[dict[str, Any], Cost]:
+    """The first choice of a 200's body, and its cost."""
     kind = headers.get("content-type", "?").split(";")[0]
     if not body.strip():
         raise Garbage("the answer was empty")
@@ -133,7 +169,7 @@ def read_reply(body: str, headers: Mapping[str, str]) -> Reply:
         raise Garbage("the answer had no choices", cost)
     if choice.get("error"):
         raise refusal(_error_status(choice["error"]), json.dumps(choice), headers)
-    return _content(choice, cost)
+    return choice, cost
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -167,6 +203,20 @@ def _content(choice: dict[str, Any], cost: Cost) -> Reply:
     if message.get("refusal"):
         raise Garbage(f"the model declined: {one_line(str(message['refusal']), 160)}", cost)
     raise Garbage("the answer had no content", cost)
+
+
+def _call(value: Any) -> Call | None:
+    """One entry of ``tool_calls``; None where it names no function."""
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    raw = function.get("arguments")
+    try:
+        arguments = json.loads(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        arguments = None
+    return Call(str(value.get("id") or ""), function["name"], arguments if isinstance(arguments, dict) else {},
+                raw if isinstance(raw, str) else json.dumps(raw))
 
 
 def _usage(usage: Any) -> Cost:

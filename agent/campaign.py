@@ -34,12 +34,13 @@ from agent.judge import Rule, estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
-from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
+from agent.novelty import Novelty
+from agent.opening import FINITE, Opened, Options, choose_folder, moved_branch, open_campaign
 from agent.patch import build, combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import add_costs, proposal_id
-from agent.read import Briefing, brief
+from agent.read import Briefing, HistoryLine, brief
 from agent.records import (
     Candidate,
     Fault,
@@ -118,6 +119,8 @@ class Campaign:
         self.chores: list[Callable[[], None]] = []
         """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
         killed process left undone."""
+        self.novelty, self.lines = Novelty(self.state), dict[str, tuple[Verdict, HistoryLine]]()
+        self.guidance = self.site.guidance()
         self.exhausted = False
         self.in_vain = 0
         self.begun: float | None = None
@@ -416,6 +419,10 @@ class Campaign:
             self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
             return
         twin = self.duplicate_of(candidate, attempt)
+        objection = "" if twin else self.novelty.objection(attempt, candidate)
+        if objection:
+            self.mend(attempt, objection, repairs, Refusal("patch", objection))
+            return
         self.ledger.append("candidate", candidate)
         if twin:
             self.close(attempt, "patch", f"the same change as {twin}")
@@ -471,7 +478,14 @@ class Campaign:
                                 "Free some (`ratchet gc` frees old runs), then run the same command again.")
             self.ledger.append("run_finished", result)
             trial = next((t for t in self.trials if t.id == run_.candidate), None)
-            if run_.purpose == "preflight" and trial is not None:
+            twin = self.novelty.same_as(run_, result)
+            if trial is not None and twin and run_.tree == trial.candidate.tree:
+                self.close(trial.attempt, "preflight" if run_.purpose == "preflight" else "measure",
+                           f"behaves exactly as {twin}: the same {'weights' if result.weights_sha256 else 'losses'} on "
+                           f"seed {run_.seed}", pairs=tuple(trial.pairs))
+                self.drop(trial)
+                self.court.leave(trial)
+            elif run_.purpose == "preflight" and trial is not None:
                 self.absorb_preflight(trial, run_, result)
             elif run_.candidate is None:
                 self.check_incumbent(run_, result)
@@ -659,7 +673,10 @@ class Campaign:
 
     def briefing(self) -> Briefing:
         editable, protected = self.site.texts(self.state.tip)
-        return brief(self.site.config, self.state, editable, protected)
+        found = brief(self.site.config, self.state, editable, protected, guidance=self.guidance, lines=self.lines)
+        if found.plateau and found.plateau.text not in self.state.notes and self.proposer.name not in FINITE:
+            self.note(found.plateau.text)
+        return found
 
     def note(self, text: str) -> None:
         """For the screen, the report and whoever reads the ledger."""

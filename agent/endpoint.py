@@ -8,6 +8,7 @@ temperature, a name of the token limit) is left out once it says so, and that is
 
 from __future__ import annotations
 
+import dataclasses
 import random
 import threading
 import time
@@ -18,7 +19,17 @@ import openai
 import tenacity
 
 from agent import config
-from agent.answers import BadRequest, EndpointError, Garbage, Reply, Transient, read_reply, refusal
+from agent.answers import (
+    BadRequest,
+    EndpointError,
+    Garbage,
+    Reply,
+    Transient,
+    Wish,
+    read_reply,
+    read_wish,
+    refusal,
+)
 from agent.propose import add_costs
 from agent.quote import one_line
 from agent.records import Cost
@@ -119,7 +130,34 @@ class Endpoint:
 
     def _call(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> Reply:
         """One HTTP exchange. Raises a typed error with the key scrubbed from its text."""
-        request = self._request(messages, schema)
+        body, headers = self._send(self.request(messages, schema))
+        reply = read_reply(body, headers)
+        cost = reply.cost
+        if not cost.prompt_tokens and not cost.completion_tokens:
+            sent = sum(len(message["content"]) for message in messages)
+            cost = Cost(cost.usd, round(sent / CHARACTERS_A_TOKEN), round(len(reply.text) / CHARACTERS_A_TOKEN))
+        return Reply(reply.text, add_costs(self._priced(cost), Cost(calls=1)), reply.cut)
+
+    def look_up(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> Wish:
+        """One call with ``tools`` on offer, tried once: what the model wants to look up.
+
+        Raises EndpointError; a BadRequest means that the endpoint has no tools, as far as one can tell.
+        """
+        request = self.request([], None) | {"messages": [self._scrubbed(one) for one in messages], "tools": list(tools)}
+        started = self._clock()
+        try:
+            body, headers = self._send(request)
+            wish = read_wish(body, headers)
+        except EndpointError as error:
+            tokens = error.tokens if isinstance(error, Garbage) else Cost()
+            error.cost = add_costs(self._priced(tokens), Cost(calls=1, seconds=self._clock() - started))
+            raise
+        self.answered = True
+        cost = add_costs(self._priced(wish.cost), Cost(calls=1, seconds=self._clock() - started))
+        return dataclasses.replace(wish, cost=cost)
+
+    def _send(self, request: dict[str, Any]) -> tuple[str, Mapping[str, str]]:
+        """(scrubbed body, headers) of one HTTP exchange. Raises a typed error."""
         exchange = _Exchange(self._client, request)
         exchange.start()
         exchange.join(self._model.timeout_seconds)
@@ -132,14 +170,10 @@ class Endpoint:
         if exchange.answer is None:
             raise RuntimeError("the thread of a model call ended without an answer; its traceback is above")
         body, headers = exchange.answer
-        reply = read_reply(self._scrub(body), headers)
-        cost = reply.cost
-        if not cost.prompt_tokens and not cost.completion_tokens:
-            sent = sum(len(message["content"]) for message in messages)
-            cost = Cost(cost.usd, round(sent / CHARACTERS_A_TOKEN), round(len(reply.text) / CHARACTERS_A_TOKEN))
-        return Reply(reply.text, add_costs(self._priced(cost), Cost(calls=1)), reply.cut)
+        return self._scrub(body), headers
 
-    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
+    def request(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The body of a call, as it would be sent now. ``schema`` None: as plain text."""
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [{**message, "content": self._scrub(message["content"])} for message in messages],
@@ -148,6 +182,8 @@ class Endpoint:
             request[self._tokens_name] = self._model.max_tokens
         if self._temperature is not None:
             request["temperature"] = self._temperature
+        if schema is None:
+            return request
         if self.format == "json_schema":
             described = {"name": "proposal", "strict": True, "schema": dict(schema)}
             request["response_format"] = {"type": "json_schema", "json_schema": described}
@@ -184,6 +220,10 @@ class Endpoint:
     def _scrub(self, text: str) -> str:
         """``text`` without the key: some endpoints echo it, and source may hold it. A short dummy is no secret."""
         return text.replace(self._key, "[key]") if len(self._key) >= 8 else text
+
+    def _scrubbed(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        return {**message, "content": self._scrub(content) if isinstance(content, str) else content}
 
     def _connect(self) -> openai.OpenAI:
         return openai.OpenAI(

@@ -12,17 +12,20 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from agent import config
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Garbage, Quota, Reply, Transient
+from agent.codemap import tokens
 from agent.endpoint import Endpoint, Message
 from agent.errors import UserError
+from agent.explore import Explorer
 from agent.messages import SHRINKS, Prompts, answer_of, is_anchored, schema, shown_reply
 from agent.parse_reply import Parsed, parse_reply
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing
-from agent.records import Cost, Proposal
+from agent.records import Cost, Prediction, Proposal
 
 PATIENCE = 12
 """Failed attempts in a row after which the proposer ends."""
@@ -38,6 +41,7 @@ class LlmProposer:
     def __init__(self, endpoint: Endpoint, model: config.Model, prompts: Path, *,
                  sleep: Callable[[float], None] = time.sleep) -> None:
         self._endpoint, self._model, self._prompts, self._sleep = endpoint, model, Prompts(prompts), sleep
+        self._explorer = Explorer(endpoint, self._prompts, model.explore)
         self._rounds: dict[str, int] = {}
         self._failures = 0
         self._size = 0
@@ -48,11 +52,17 @@ class LlmProposer:
             return None
         if self._failures:
             self._sleep(min(LONGEST_PAUSE, PAUSE * 2 ** (self._failures - 1)))
-        parsed, cost, left = self._converse(briefing, [], self._model.repairs)
+        briefing, looked = self._look(briefing)
+        try:
+            parsed, cost, left = self._converse(briefing, [], self._model.repairs)
+        except ProposeFailed as failed:
+            raise ProposeFailed(failed.reason, add_costs(looked, failed.cost)) from None
+        cost = add_costs(looked, cost)
         proposal = Proposal(
             id=proposal_id(briefing.number, parsed.title), base=briefing.tip, title=parsed.title,
             hypothesis=parsed.hypothesis, author="llm", edits=parsed.edits, diff=parsed.diff,
-            direction=parsed.direction, expected_effect=parsed.expected_effect, cost=cost, source=self._endpoint.name)
+            direction=parsed.direction, expected_effect=parsed.expected_effect, cost=cost, source=self._endpoint.name,
+            prediction=parsed.prediction, prompt=self._prompts.identity(briefing), briefing=self._cost_of(briefing))
         self._rounds[proposal.title] = left
         return proposal
 
@@ -66,7 +76,26 @@ class LlmProposer:
         self._rounds[proposal.title] = left
         return dataclasses.replace(
             proposal, base=briefing.tip, edits=parsed.edits, diff=parsed.diff,
-            hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost))
+            hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost),
+            prediction=parsed.prediction if parsed.prediction != Prediction() else proposal.prediction)
+
+    def request(self, briefing: Briefing) -> dict[str, Any]:
+        """The body of the call that would ask for a proposal."""
+        anchored = is_anchored(briefing)
+        return self._endpoint.request(self._prompts.opening(briefing, self._size, anchored),
+                                      schema(briefing, anchored))
+
+    def _look(self, briefing: Briefing) -> tuple[Briefing, Cost]:
+        """The briefing with what the model wanted to look up first, and what that cost."""
+        if self._size or not self._model.explore or not self._prompts.hides(briefing):
+            return briefing, Cost()
+        found = self._explorer.explore(briefing, self._prompts.opening(briefing))
+        return dataclasses.replace(briefing, findings=found.text), found.cost
+
+    def _cost_of(self, briefing: Briefing) -> Cost:
+        """What the briefing alone comes to, at the config's price."""
+        sent = sum(tokens(one["content"]) for one in self._prompts.opening(briefing, self._size))
+        return Cost(sent * self._model.usd_per_million_prompt / 1e6, sent)
 
     def _converse(self, briefing: Briefing, tail: list[Message], left: int) -> tuple[Parsed, Cost, int]:
         """(usable reply, cost, repair rounds left). Raises ProposeFailed when the rounds run out."""

@@ -11,18 +11,20 @@ judged here (the patch stage does that).
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from agent import predictions
 from agent.propose import tidy_title
 from agent.quote import one_line, plain
-from agent.records import Edit
+from agent.records import Edit, Prediction
 
 Form = Literal["json", "blocks", "diff", "files"]
 
@@ -39,6 +41,7 @@ class Parsed:
     form: Form
     diff: str = ""
     """In place of edits: a unified diff, counts and line numbers as the model wrote them."""
+    prediction: Prediction = field(default_factory=Prediction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +117,7 @@ def parse_reply(text: str, files: Mapping[str, str], cut: bool = False) -> Parse
     if found is None:
         found = _from_prose(text, files)
     if isinstance(found, Parsed):
-        found = _checked(found, files)
+        found = _checked(dataclasses.replace(found, prediction=predictions.read(text)), files)
     if isinstance(found, Problem) and cut:
         return Problem(f"Your reply was cut off at the token limit. Answer again, and be shorter. ({found.text})")
     return found
@@ -257,7 +260,7 @@ def _checked(parsed: Parsed, files: Mapping[str, str]) -> Parsed | Problem:
     title = tidy_title(one_line(parsed.title, 200) or one_line(parsed.hypothesis, 200) or (
         f"Change {edits[0].path}" if edits else "Change by a diff"))
     return Parsed(title, plain(parsed.hypothesis).strip()[:2000], one_line(parsed.direction, 60),
-                  parsed.expected_effect, edits, parsed.form, parsed.diff)
+                  parsed.expected_effect, edits, parsed.form, parsed.diff, parsed.prediction)
 
 
 def _known(path: str, files: Mapping[str, str]) -> str:

@@ -44,6 +44,21 @@ class Cost:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of its proposal before it is tried; scored against what came of it (agent/predictions.py)."""
+
+    low: float | None = None
+    high: float | None = None
+    """Range in which it expects the effect, in the metric's unit; ``low`` <= ``high``."""
+    step_cost: float | None = None
+    """What it expects a step to cost, as a multiple of the incumbent's."""
+    check: str = ""
+    """How one would see cheaply that the patch does what it says."""
+    different: str = ""
+    """Of a retry: what is different from the attempt that it is like."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """An idea with its edits against ``base``. ``diff`` replaces ``edits`` when a person hands in a patch file."""
 
@@ -62,6 +77,12 @@ class Proposal:
     """Where it came from: model name, card id, or patch file."""
     parts: tuple[str, ...] = ()
     """Of a bundle: the attempts that it is made of."""
+    prediction: Prediction | None = None
+    """Of a model's proposal."""
+    prompt: str = ""
+    """Of a model's proposal: hash of the templates and of the owner's guidance that it was asked with."""
+    briefing: Cost = Cost()
+    """Of a model's proposal: what its briefing alone comes to, prompt tokens estimated; a part of ``cost``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -376,8 +397,8 @@ class Closing:
 
 __all__ = [
     "Ablation", "Author", "Candidate", "Certification", "Closing", "Cost", "Edit", "Estimate", "Examined", "Fault",
-    "Gain", "Guard", "Merge", "Outcome", "Pair", "Patch", "Plan", "Preflight", "Promotion", "Proposal", "Purpose",
-    "Removal", "Result", "Run", "Sooner", "Stage", "Tier", "Transfer", "Verdict", "from_json", "to_json",
+    "Gain", "Guard", "Merge", "Outcome", "Pair", "Patch", "Plan", "Prediction", "Preflight", "Promotion", "Proposal",
+    "Purpose", "Removal", "Result", "Run", "Sooner", "Stage", "Tier", "Transfer", "Verdict", "from_json", "to_json",
 ]
 
 
