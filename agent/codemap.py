@@ -50,13 +50,14 @@ def fit(files: Mapping[str, str], room: int, command: str = "", first: Collectio
     """What to show of ``files`` (path -> text) in ``room`` tokens. ``first``: paths of special interest, after those
     that ``command`` names."""
     sizes = {path: tokens(text) + tokens(path) + 6 for path, text in files.items()}  # with heading and fence
-    order = rank(files, command, first)
+    near = distances(files, command, first)
+    order = rank(files, command, first, near)
     if sum(sizes.values()) <= room:
         return Shown({path: files[path] for path in order})
     left = int(room * WHOLE_SHARE)
-    shown, rest = Shown(), []
+    shown, rest = Shown(), list[str]()
     for path in order:
-        if sizes[path] <= left:
+        if sizes[path] <= left and (path in near or not rest):  # no far file in the place of a near one
             left -= sizes[path]
             shown.whole[path] = files[path]
         else:
@@ -104,8 +105,15 @@ def names(text: str) -> str:
     return f"{text.count(chr(10))} lines: {', '.join(found[:12])}{', ...' if len(found) > 12 else ''}"
 
 
-def rank(files: Mapping[str, str], command: str = "", first: Collection[str] = ()) -> list[str]:
-    """Paths, the nearest to ``command`` first."""
+def rank(files: Mapping[str, str], command: str = "", first: Collection[str] = (),
+         near: Mapping[str, int] | None = None) -> list[str]:
+    """Paths, the nearest to ``command`` first. ``near``: their ``distances``, where they are known."""
+    known = distances(files, command, first) if near is None else near
+    return sorted(files, key=lambda path: (known.get(path, len(files) + 1), path.count("/"), path))
+
+
+def distances(files: Mapping[str, str], command: str = "", first: Collection[str] = ()) -> dict[str, int]:
+    """Imports between a file that ``command`` names and each that it leads to; those of ``first`` count as 1."""
     words = command.split()
     named = [path for path in files if path in words or path.removesuffix(".py").replace("/", ".") in words]
     distance = dict.fromkeys(named, 0) | {path: 1 for path in first if path in files and path not in named}
@@ -115,13 +123,12 @@ def rank(files: Mapping[str, str], command: str = "", first: Collection[str] = (
         found = []
         for path in wave:
             for module in imports(files[path]):
-                near = modules.get(module)
-                if near is not None and near not in distance:
-                    distance[near] = distance[path] + 1
-                    found.append(near)
+                nearer = modules.get(module)
+                if nearer is not None and nearer not in distance:
+                    distance[nearer] = distance[path] + 1
+                    found.append(nearer)
         wave = found
-    far = len(files) + 1
-    return sorted(files, key=lambda path: (distance.get(path, far), path.count("/"), path))
+    return distance
 
 
 def imports(text: str) -> list[str]:

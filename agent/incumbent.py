@@ -88,7 +88,8 @@ def calibration(config: Config, state: State) -> str:
         parts.append(f"the sd of a paired difference is not known yet; none is believed below {judge.floor:g}")
     pairs = max(judge.looks)
     if pairs > 1 and noise > 0:
-        each = level(judge.alpha, len(state.certifications) + 1, len(state.merges)) / len(judge.looks)
+        merges = len(state.merges)
+        each = level(judge.alpha, max(len(state.certifications), merges) + 1, merges) / len(judge.looks)
         seen = judge.min_effect + power.visible(noise, pairs, each, judge.floor)
         parts.append(f"a patch must be better by about {seen:.2g} to be merged with {pairs} pairs at 80 % power: "
                      "smaller effects cannot be seen one by one")

@@ -5,8 +5,8 @@ The same change is found by the normalised diff before anything is run (campaign
 * the same behaviour, by runs: two candidates that hand over the same weights from the same seed and steps, or, where no
   weights are handed over, print the same long curve and score to the last digit, are one, however differently they are
   written. A served target's tiny run shows it before a full run is spent.
-* a refused idea again: a model's patch that changes the same lines as one that was tried and refused, but for its
-  numbers, must say what is different. It is not forbidden: another value can be right where one was wrong.
+* a refused idea again: a model's patch that changes the same lines as one that was refused or is being tried, but for
+  its numbers, must say what is different. It is not forbidden: another value can be right where one was wrong.
 
 An index over the ledger's state, rebuilt with each process. Does not cover: an idea in other words and other lines.
 """
@@ -62,12 +62,12 @@ class Novelty:
         if not mine:
             return ""
         for other in reversed(list(self._state.attempts.values())):
-            if not _refused(other) or other.number >= attempt.number:
+            if not _tried(other) or other.number >= attempt.number:
                 continue
             theirs = self._shape_of(other)
             if theirs and len(mine & theirs) >= ALIKE * len(mine | theirs):
-                assert other.verdict is not None
-                return (f"like {other.proposal.id} ({other.proposal.title}), which was refused, but for its numbers: a "
+                ended = "was refused" if other.verdict else "is being tried"
+                return (f"like {other.proposal.id} ({other.proposal.title}), which {ended}, but for its numbers: a "
                         "retry must say in `different` what is different and why that should help")
         return ""
 
@@ -101,11 +101,11 @@ def shape(diff: str) -> frozenset[str]:
     return frozenset(lines) if len(lines) <= LONGEST_SHAPE else frozenset()
 
 
-def _refused(attempt: Attempt) -> bool:
-    """Whether it was tried and did not help."""
+def _tried(attempt: Attempt) -> bool:
+    """Whether it was tried and did not help, or is on its way."""
     verdict = attempt.verdict
-    return (verdict is not None and verdict.outcome == "rejected" and attempt.candidate is not None
-            and verdict.stage in ("preflight", "measure", "judge") and attempt.proposal.author != "gate")
+    return attempt.candidate is not None and attempt.proposal.author != "gate" and (
+        verdict is None or (verdict.outcome == "rejected" and verdict.stage in ("preflight", "measure", "judge")))
 
 
 def _behaviour(run: Run, result: Result) -> Key | None:
