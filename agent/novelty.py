@@ -41,13 +41,18 @@ class Novelty:
                 self._note(run, state.results[run.id])
 
     def same_as(self, run: Run, result: Result) -> str:
-        """Id of an earlier attempt that behaves as the candidate of ``run`` does, or an empty string."""
+        """Id of another attempt that was seen to behave as the candidate of ``run`` does, or an empty string.
+
+        Of two that are on their way, the one whose run ends first stays.
+        """
         key = _behaviour(run, result)
         if key is None or run.candidate is None or not self._counts(run.candidate):
             return ""
         first = self._behaviour.setdefault(key, run.candidate)
-        mine, other = self._state.attempts[run.candidate], self._state.attempts.get(first)
-        return first if other is not None and other.number < mine.number else ""
+        if first != run.candidate and not _stands(self._state.attempts.get(first)):
+            self._behaviour[key] = run.candidate
+            return ""
+        return first if first != run.candidate else ""
 
     def objection(self, attempt: Attempt, candidate: Candidate) -> str:
         """Why a model's new patch is turned away as a retry, worded for the model; an empty string where it is not.
@@ -106,6 +111,12 @@ def _tried(attempt: Attempt) -> bool:
     verdict = attempt.verdict
     return attempt.candidate is not None and attempt.proposal.author != "gate" and (
         verdict is None or (verdict.outcome == "rejected" and verdict.stage in ("preflight", "measure", "judge")))
+
+
+def _stands(attempt: Attempt | None) -> bool:
+    """Whether it is on its way or was judged by its own runs, so that a second one like it would tell nothing new."""
+    return attempt is not None and (attempt.verdict is None or (
+        attempt.verdict.outcome != "inconclusive" and attempt.verdict.stage not in ("propose", "patch")))
 
 
 def _behaviour(run: Run, result: Result) -> Key | None:

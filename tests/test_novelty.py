@@ -10,7 +10,7 @@ from agent import cli, tiny
 from agent.ledger import State, replay
 from agent.novelty import Novelty, shape
 from agent.records import Candidate, Edit, Patch, Prediction, Proposal, Result, Run, Verdict, to_json
-from agent.scripted import Fixed, Say, ScriptedModel, Status
+from agent.scripted import Fixed, Say, ScriptedModel
 from sandbox.job import Score
 
 
@@ -75,14 +75,23 @@ def test_faults_incumbents_and_bundles_show_nothing() -> None:
     assert novelty.same_as(*ran("1", "w", fault="crash")) == "" and novelty.same_as(*ran("2", "w")) == ""
 
 
-def test_the_later_attempt_is_the_duplicate_whoever_ran_first_and_a_restart_knows_it_too() -> None:
+def test_who_ran_first_stays_and_a_restart_knows_it_too() -> None:
     state = state_of("1", "2")
     novelty = Novelty(state)
-    assert novelty.same_as(*ran("2", "w")) == "" and novelty.same_as(*ran("1", "w")) == ""
-    run, result = ran("1", "w")
+    assert novelty.same_as(*ran("2", "w")) == "" and novelty.same_as(*ran("1", "w")) == "2"
+    run, result = ran("2", "w")
     state.apply("run_started", to_json(run), "t")
     state.apply("run_finished", to_json(result), "t")
-    assert Novelty(state).same_as(*ran("2", "w")) == "1"
+    assert Novelty(state).same_as(*ran("1", "w")) == "2"
+
+
+def test_what_was_never_judged_stands_in_nobodys_way() -> None:
+    state = State(tip="tip")
+    add(state, "1", diff("+x"), "inconclusive")
+    add(state, "2", diff("+x"), "rejected", stage="patch")
+    add(state, "3", diff("+x"))
+    novelty = Novelty(state)
+    assert [novelty.same_as(*ran(name, "w")) for name in ("1", "2", "3")] == ["", "", ""]
 
 
 # --- refused ideas again ---------------------------------------------------------------------------------------------
@@ -129,7 +138,7 @@ def test_shapes_mask_numbers_and_space_alone() -> None:
 
 # --- in a campaign ---------------------------------------------------------------------------------------------------
 
-END = Status(401, {"error": {"message": "the key has expired"}})
+REFUSAL = Say("I'm sorry, but I can't help with changing this code.")
 
 
 def campaign(folder: Path, replies: list[Say], monkeypatch: object, mended: Say | None = None) -> State:
@@ -138,15 +147,17 @@ def campaign(folder: Path, replies: list[Say], monkeypatch: object, mended: Say 
 
     def answer(body: dict[str, Any]) -> Fixed:
         found = re.search(r"This is attempt (\d+)", body["messages"][-1]["content"])
-        number = int(found[1]) if found else 0
-        return replies[number - 1] if 0 < number <= len(replies) else (not number and mended) or END
+        if found:
+            number = int(found[1])
+            return replies[number - 1] if number <= len(replies) else REFUSAL
+        return mended if mended and "SMOOTHING" in body["messages"][-2]["content"] else REFUSAL
 
     with ScriptedModel([], then=answer) as model:
         for key, value in (("OPENAI_BASE_URL", model.base_url), ("OPENAI_API_KEY", "sk-tiny-0123456789"),
                            ("RATCHET_MODEL", "scripted")):
             monkeypatch.setenv(key, value)  # type: ignore[attr-defined]
         monkeypatch.chdir(folder)  # type: ignore[attr-defined]
-        assert cli.edge(["run", "target", "--slots", "1", "--budget-runs", "12"]) == 0
+        assert cli.edge(["run", "target", "--slots", "1", "--budget-runs", "3"]) == 0
     (place,) = [path for path in (folder / "runs").iterdir() if not path.name.startswith(".")]
     return replay(place / "ledger.jsonl")[0]
 
@@ -161,7 +172,8 @@ def test_an_idea_in_other_words_is_not_trained_twice(tmp_path: Path, monkeypatch
     first = tiny.KNOWN["more smoothing"].edit
     again = Edit(first.path, first.search, "SMOOTHING = 4.0 * 100")
     state = campaign(tmp_path, [says("More smoothing", first), says("Smooth more", again)], monkeypatch)
-    one, two = (attempt for attempt in state.attempts.values() if attempt.candidate)
+    made = [attempt for attempt in state.attempts.values() if attempt.candidate]
+    one, two = sorted(made, key=lambda attempt: attempt.verdict is not None and attempt.verdict.stage == "preflight")
     assert one.verdict is not None and two.verdict is not None and one.verdict.stage == "judge"
     assert (two.verdict.outcome, two.verdict.stage) == ("rejected", "preflight")
     assert f"behaves exactly as {one.proposal.id}: the same weights" in two.verdict.reason
