@@ -418,7 +418,7 @@ class Campaign:
                 reason = f"conflicts with what was merged meanwhile: {reason}"
             self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
             return
-        twin = self.duplicate_of(candidate, attempt)
+        twin = self.novelty.same_change(candidate, attempt)
         objection = "" if twin else self.novelty.objection(attempt, candidate)
         if objection:
             self.mend(attempt, objection, repairs, Refusal("patch", objection))
@@ -644,15 +644,6 @@ class Campaign:
         results = [self.state.results[r.id] for r in attempt.runs if r.id in self.state.results]
         levels = [result.level for result in results if result.fault != "infra"]  # a stopped one may have found none
         return {"tier": self.site.config.evaluate.tier, "level": min(levels, default=None)}
-
-    def duplicate_of(self, candidate: Candidate, attempt: Attempt) -> str:
-        """Id of an earlier attempt with the same change, or an empty string."""
-        change = candidate.patch.normalised_hash
-        for name in self.state.changes.get(change, ()):
-            other = self.state.attempts[name]  # which may have been mended into another change since
-            if other.number < attempt.number and other.candidate and other.candidate.patch.normalised_hash == change:
-                return name
-        return ""
 
     def conditions(self, attempt: Attempt, verdict: Verdict) -> merge.Conditions:
         """Under what the candidate was measured, for its commit."""

@@ -320,7 +320,7 @@ def promote_command(
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
     """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
-    attacks, bank, replay, weigh or policy.
+    attacks, bank, replay, weigh, policy or memory.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """

@@ -22,13 +22,16 @@ DIRECTIONS = ("architecture", "optimizer", "schedule", "initialisation", "regula
               "systems speed", "simplification", "ablation")
 """``ablation``: of parts that are there already. ``simplification``: the same effect with less code."""
 KEEP_RATE, STRENGTH = 0.15, 4.0
-"""Keep rate that is expected of a direction nobody has tried, counted as this many attempts: public campaigns on fresh
-baselines keep 15 to 18 %."""
+"""Keep rate that is expected of a campaign, counted as this many attempts: public ones on fresh baselines keep 15 to
+18 %. What the campaign has shown so far is expected of a direction, counted as as many."""
+NEAR_MISS = 0.5
+"""What a near miss counts for, of a merge of its size: most good patches are refused for want of power, and keep rates
+of a few in a hundred would teach the bandit little."""
 SHRINKAGE = 2.0
 """Attempts that the mean of all directions counts for, in a direction's mean gain and mean cost."""
 UNIFORM = 0.15
 """Share of draws in which every direction has the same chance."""
-HALF_LIFE = 150.0
+HALF_LIFE = 300.0
 """Attempts after which one counts half."""
 
 _WORDS = tuple((name, re.compile(pattern, re.IGNORECASE)) for name, pattern in (
@@ -51,14 +54,16 @@ class Tried:
     direction: str
     """As the proposal says it."""
     gain: float
-    """Of a merged one, how much better it was in the metric's unit (0 or more); 0: not merged."""
+    """Of a merged one or a near miss, how much better it was in the metric's unit (0 or more); 0 of all others."""
     runs: float
     """Training runs that it took."""
+    merged: bool = True
+    """False: a near miss, where ``gain`` is not 0."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tally:
-    """What is known of a direction; old attempts count less, so these are no whole numbers."""
+    """What is known of a direction; old attempts and near misses count less, so these are no whole numbers."""
 
     direction: str
     tried: float = 0.0
@@ -88,9 +93,10 @@ def tallies(tried: Sequence[Tried], half_life: float = HALF_LIFE) -> tuple[Tally
         name = canonical(one.direction)
         if name:
             weight, known = math.exp2(-age / half_life), sums[name]
+            counts = weight if one.merged else weight * NEAR_MISS
             known[0] += weight
-            known[1] += weight * (one.gain > 0)
-            known[2] += weight * max(one.gain, 0.0)
+            known[1] += counts * (one.gain > 0)
+            known[2] += counts * max(one.gain, 0.0)
             known[3] += weight * max(one.runs, 0.0)
     return tuple(Tally(name, *known) for name, known in sums.items())
 
@@ -106,12 +112,13 @@ def choose(known: Iterable[Tally], seed: str, among: Collection[str] = DIRECTION
         return rng.choice(tally).direction
     kept, tried = sum(one.kept for one in tally), sum(one.tried for one in tally)
     size = sum(one.gain for one in tally) / kept if kept else 1.0
+    rate = (kept + STRENGTH * KEEP_RATE) / (tried + STRENGTH)
     cost = max(sum(one.runs for one in tally) / tried if tried else 1.0, 1e-9)
 
     def value(one: Tally) -> float:
         draws = random.Random(f"{one.direction} {seed}")
-        chance = draws.betavariate(STRENGTH * KEEP_RATE + one.kept,
-                                   STRENGTH * (1 - KEEP_RATE) + max(one.tried - one.kept, 0.0))
+        chance = draws.betavariate(STRENGTH * rate + one.kept,
+                                   STRENGTH * (1 - rate) + max(one.tried - one.kept, 0.0))
         gain = (one.gain + SHRINKAGE * size) / (one.kept + SHRINKAGE)
         runs = (one.runs + SHRINKAGE * cost) / (one.tried + SHRINKAGE)
         return chance * gain / max(runs, 1e-9)

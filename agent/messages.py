@@ -159,8 +159,9 @@ def focus(briefing: Briefing) -> str:
 
 
 def question(briefing: Briefing) -> str:
-    """What a plateau asks for instead of an ordinary proposal; empty without one."""
-    return briefing.plateau.question if briefing.plateau else ""
+    """What a plateau asks for instead of an ordinary proposal; empty without one, and every other time, so that the
+    directions that gained keep their turn."""
+    return briefing.plateau.question if briefing.plateau and briefing.number % 2 else ""
 
 
 def _predicted(proposal: Proposal) -> dict[str, Any]:

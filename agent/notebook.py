@@ -9,7 +9,7 @@ More room would not help: what stands in the middle of some ten thousand tokens 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from agent.codemap import tokens
@@ -83,11 +83,14 @@ def told(line: HistoryLine) -> str:
     return f"{line.id} {one_line(line.title, 100)}{where}: {line.outcome} at {line.stage}{effect}{reason}"
 
 
-def rates(tallies: Iterable[Tally]) -> list[str]:
-    """A line for each direction that was tried, the best first."""
+def rates(tallies: Sequence[Tally]) -> list[str]:
+    """A line for each direction that was tried, the best first. Gains stand as multiples of the mean: to more decimals
+    than a briefing shows of effects, they could be climbed on."""
     tried = sorted((one for one in tallies if one.tried > 0.5), key=lambda one: (-one.rate, one.direction))
-    return [f"{one.direction}: {one.tried:.0f} tried, {one.kept:.0f} merged, {one.rate:.2g} gained a training run"
-            for one in tried]
+    runs = sum(one.runs for one in tried)
+    mean = sum(one.gain for one in tried) / runs if runs else 0.0
+    return [f"{one.direction}: {one.tried:.0f} tried, {one.kept:.0f} merged or nearly"
+            + (f", {one.rate / mean:.1f} times the mean gain of a training run" if mean > 0 else "") for one in tried]
 
 
 def _by_number(lines: Sequence[HistoryLine], history: Sequence[HistoryLine]) -> list[HistoryLine]:

@@ -1,7 +1,6 @@
-"""Novelty: whether a candidate is new. Three ways to be old: the same change, the same behaviour, a refused idea again.
+"""Novelty: whether a candidate is new. There are three ways to be old:
 
-The same change is found by the normalised diff before anything is run (campaign.py, policy.py). Here:
-
+* the same change, by the normalised diff (policy.py), before anything is run;
 * the same behaviour, by runs: two candidates that hand over the same weights from the same seed and steps, or, where no
   weights are handed over, print the same long curve and score to the last digit, are one, however differently they are
   written. A served target's tiny run shows it before a full run is spent.
@@ -53,6 +52,15 @@ class Novelty:
             self._behaviour[key] = run.candidate
             return ""
         return first if first != run.candidate else ""
+
+    def same_change(self, candidate: Candidate, attempt: Attempt) -> str:
+        """Id of an earlier attempt with the same change, or an empty string."""
+        change = candidate.patch.normalised_hash
+        for name in self._state.changes.get(change, ()):
+            other = self._state.attempts[name]  # which may have been mended into another change since
+            if other.number < attempt.number and other.candidate and other.candidate.patch.normalised_hash == change:
+                return name
+        return ""
 
     def objection(self, attempt: Attempt, candidate: Candidate) -> str:
         """Why a model's new patch is turned away as a retry, worded for the model; an empty string where it is not.

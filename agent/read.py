@@ -7,6 +7,8 @@ machine. It holds more than one prompt can show: messages.py picks what fits the
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -18,6 +20,8 @@ from agent.plateau import Plateau, watch
 from agent.quote import one_line, quoted, rounded
 from agent.records import Outcome, Stage, Tier, Verdict
 
+LEAST = 1e-9
+"""Gain of a merge of which val shows none: it was shown on the split that certifies."""
 NEAR: tuple[Stage, ...] = ("judge", "measure")
 """Where an attempt that looked better may have ended without being merged."""
 PAST_CHARACTERS = 8000
@@ -130,9 +134,16 @@ def closed(config: Config) -> tuple[str, ...]:
 
 def tried(state: State, sign: float) -> list[Tried]:
     """Every decided attempt that was trained, by direction. ``sign``: 1 where lower is better, else -1."""
-    return [Tried(attempt.proposal.direction, gain(state, attempt, sign), _runs(state, attempt))
-            for attempt in state.attempts.values() if attempt.verdict is not None and attempt.proposal.direction
-            and attempt.proposal.author != "gate" and any(run.trains for run in attempt.runs)]
+    found = []
+    for attempt in state.attempts.values():
+        verdict, proposal = attempt.verdict, attempt.proposal
+        if verdict is None or not proposal.direction or proposal.author == "gate" or not any(
+                run.trains for run in attempt.runs):
+            continue
+        merged = verdict.outcome == "accepted"
+        found.append(Tried(proposal.direction, gain(state, attempt, sign) if merged else _nearly(verdict, sign),
+                           _runs(state, attempt), merged))
+    return found
 
 
 def stalled(state: State, sign: float, history: list[HistoryLine]) -> Plateau | None:
@@ -151,17 +162,32 @@ def is_near(line: HistoryLine, sign: float) -> bool:
 
 
 def gain(state: State, attempt: Attempt, sign: float) -> float:
-    """By how much a merged attempt was better, in the metric's unit; 0 for every other. A part of a bundle that has no
-    estimate of its own has its share of the bundle's."""
+    """By how much a merged attempt was better on val, in the metric's unit, and more than 0; 0 of every other.
+
+    A part of a bundle that was never paired alone has its share of the bundle's.
+    """
     verdict = attempt.verdict
     if verdict is None or verdict.outcome != "accepted":
         return 0.0
-    unit = state.attempts.get(verdict.unit) if verdict.unit else None
-    if verdict.estimate is not None:
-        return max(-sign * verdict.estimate.effect, 0.0)
-    if unit is not None and unit.verdict is not None and unit.verdict.estimate is not None:
-        return max(-sign * unit.verdict.estimate.effect, 0.0) / max(len(unit.proposal.parts), 1)
-    return 0.0
+    seen, share = _val_effects(verdict), 1
+    if not seen and verdict.unit in state.attempts:
+        unit = state.attempts[verdict.unit]
+        seen, share = _val_effects(unit.verdict) if unit.verdict else [], max(len(unit.proposal.parts), 1)
+    return max(-sign * statistics.fmean(seen) / share, LEAST) if seen else LEAST
+
+
+def _nearly(verdict: Verdict, sign: float) -> float:
+    """What is left of the gain of one that was not merged, one standard error taken off; 0 where nothing is."""
+    seen = _val_effects(verdict)
+    if verdict.fault or len(seen) < 2:
+        return 0.0
+    return max(-sign * statistics.fmean(seen) - statistics.stdev(seen) / math.sqrt(len(seen)), 0.0)
+
+
+def _val_effects(verdict: Verdict) -> list[float]:
+    """On the split that a proposer may see; what certifies is another."""
+    return [pair.effect("val") for pair in verdict.pairs
+            if not pair.fault and "val" in pair.candidate and "val" in pair.incumbent]
 
 
 def predicted(history: list[HistoryLine], state: State) -> list[predictions.Outcome]:
@@ -216,7 +242,7 @@ def _line(attempt: Attempt) -> HistoryLine:
     if estimate is not None and estimate.split == "val":
         effect, low, high = (round(value, 3) for value in (estimate.effect, estimate.low, estimate.high))
     else:  # the estimate is on a split that a proposer never sees: the mean on val instead
-        seen = [pair.effect("val") for pair in verdict.pairs if "val" in pair.candidate and "val" in pair.incumbent]
+        seen = _val_effects(verdict)
         effect = round(sum(seen) / len(seen), 3) if seen else None
     return HistoryLine(
         id=attempt.proposal.id, title=one_line(attempt.proposal.title, 100), outcome=verdict.outcome,
