@@ -36,5 +36,6 @@ def test_what_is_missed_is_said() -> None:
     bad = dataclasses.replace(good, duplicate_runs=2, noticed=None, early=90, asked=Counter(DIRECTIONS * 10))
     assert misses([bad], summary([bad], [])) == [
         "2 runs were made before", "a plateau was noticed after None attempts",
-        "attempts follow gain with a rank correlation of 0.00 only", "the three best directions had 33% of the attempts "
-        "only", "100% of the attempts before the barren stretch were asked on a plateau"]
+        "attempts follow gain with a rank correlation of 0.00 only",
+        "the three best directions had 33% of the attempts only",
+        "100% of the attempts before the barren stretch were asked on a plateau"]

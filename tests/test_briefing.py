@@ -17,8 +17,9 @@ from test_propose import CONFIG, FILES, OBJECT, make_briefing, parsed
 
 from agent import cli, codemap, incumbent, ledger, tiny
 from agent.codemap import fit, outline, rank, tokens
-from agent.messages import SHRINKS, Prompts
+from agent.messages import SHRINKS, Prompts, focus
 from agent.notebook import make
+from agent.plateau import QUESTIONS, Plateau
 from agent.predictions import Outcome, Prediction, read, score, told
 from agent.read import Briefing, HistoryLine, brief
 from agent.records import Cost, Estimate, Merge, Pair, Proposal, Result, Run, Verdict, to_json
@@ -222,6 +223,46 @@ def test_the_hash_follows_the_templates(tmp_path: Path) -> None:
     assert Prompts(tmp_path).version == PROMPTS.version
     (tmp_path / "advice.j2").write_text("Be bold.")
     assert Prompts(tmp_path).version != PROMPTS.version
+
+
+# --- where to look ---------------------------------------------------------------------------------------------------
+
+def test_a_plateau_changes_the_question_every_other_time() -> None:
+    asked = {}
+    for question in QUESTIONS:
+        stuck = dataclasses.replace(make_briefing(), number=41, plateau=Plateau(9, 30, 24, question))
+        asked[question] = PROMPTS.opening(stuck)[1]["content"].split("# The question")[1]
+        calm = PROMPTS.opening(dataclasses.replace(stuck, number=42))[1]["content"]
+        assert "plateau" not in calm and "Look in this direction" in calm
+    assert len(set(asked.values())) == len(QUESTIONS) and "near misses" in asked["combine"]
+    assert "direction: ablation" in asked["undo"] and "direction: systems speed" in asked["speed"]
+    assert all("30 attempts without a gain that matters" in asked[one] for one in QUESTIONS if one)
+
+
+def test_the_direction_is_the_same_after_a_restart_and_differs_between_questions_on_their_way() -> None:
+    told = make_briefing(long_state(60))
+    numbers = [focus(dataclasses.replace(told, number=number)) for number in range(61, 91)]
+    assert numbers == [focus(dataclasses.replace(make_briefing(long_state(60)), number=n)) for n in range(61, 91)]
+    assert len(set(numbers)) > 3
+    served = CONFIG.replace('"python train.py --steps {steps}"', '"python train.py --steps {steps}"\nserved = true')
+    assert "data order" not in {one.direction for one in make_briefing(text=served).tallies}
+
+
+def test_a_campaign_says_in_its_log_that_it_is_on_a_plateau(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny.write_tiny_target(tmp_path / "target", served=False)
+    monkeypatch.chdir(tmp_path)
+    unfit = {**OBJECT, "edits": [{"path": "settings.py", "search": "no such line", "replace": "x"}]}
+    with ScriptedModel([], then=Say(unfit)) as model:
+        for key, value in (("OPENAI_BASE_URL", model.base_url), ("OPENAI_API_KEY", "sk-tiny-0123456789"),
+                           ("RATCHET_MODEL", "scripted")):
+            monkeypatch.setenv(key, value)
+        assert cli.edge(["run", "target", "--slots", "1", "--unconfined"]) == 0
+        prompts = [request.prompt for request in model.requests]
+    (place,) = [path for path in (tmp_path / "runs").iterdir() if not path.name.startswith(".")]
+    state = ledger.replay(place / "ledger.jsonl")[0]
+    notes = [note for note in state.notes if note.startswith("plateau: ")]
+    assert len(notes) == len(set(notes)) >= 2 and "asked to undo an old choice" in notes[0]
+    assert any("The campaign is on a plateau" in prompt for prompt in prompts)
 
 
 # --- predictions -----------------------------------------------------------------------------------------------------

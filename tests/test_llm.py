@@ -31,6 +31,8 @@ from agent.endpoint import Endpoint
 from agent.errors import UserError
 from agent.llm import LlmProposer, shown_url
 from agent.messages import Prompts, is_anchored, schema
+from agent.notebook import Notebook
+from agent.plateau import Plateau
 from agent.propose import ProposeFailed
 from agent.read import HistoryLine
 from agent.records import Edit, Proposal, Verdict
@@ -472,6 +474,27 @@ def test_templates_render_strictly() -> None:
     assert "- 001-a Try it: rejected at preflight (NameError)\n" in user["content"]
     assert "```\n" + TRAIN + "```" in user["content"]
     assert all(text in prompts.repair("a", "b", 0)[1]["content"] for text in ("```text\nb\n```", "last try"))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PROMPTS.glob("*.j2")))
+def test_each_template_renders_with_its_declared_variables_alone(name: str) -> None:
+    head = re.match(r"\{#-.*?Variables: ([\w, ]+)", (PROMPTS / name).read_text(), re.DOTALL)
+    assert head
+    briefing = make_briefing()
+    values: dict[str, Any] = {
+        "metric": "loss", "direction": "min", "tier": "sealed", "max_patch_lines": 9, "anchored": False,
+        "budget": "200 steps", "preset": "cpu", "guidance": "Mind the tokenizer.", "briefing": briefing,
+        "notebook": Notebook((), (), (), (), 0), "focus": "schedule", "rates": ["schedule: 1 tried"],
+        "question": "combine", "editable": ("*.py",), "files": FILES, "outlined": {"a.py": "1 lines"},
+        "protected": {"b.py": "x = 1"}, "omitted": ["c.py"], "most": 6, "problem": "no", "rounds_left": 0}
+    briefing = dataclasses.replace(briefing, plateau=Plateau(3, 24, 20, "combine"), findings="found", printed="x: 1")
+    names = head[1].strip().split(", ")
+    whole = Prompts(PROMPTS).render(name, **{key: values[key] for key in names} | (
+        {"briefing": briefing} if "briefing" in names else {}))
+    assert len(whole) > 80 and "{{" not in whole
+    for key in set(names) - {"anchored", "metric", "direction", "tier"}:  # every other one can be left out of no text
+        with pytest.raises(jinja2.UndefinedError):
+            Prompts(PROMPTS).render(name, **{one: values[one] for one in names if one != key})
 
 
 def test_a_history_line_shows_effect_and_interval() -> None:
