@@ -13,7 +13,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from agent.quote import one_line
@@ -97,6 +97,25 @@ class Reply:
     """The name that the server gave of what answered."""
 
 
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One tool that the model wants used. ``arguments`` is as it wrote them; empty where they are no JSON object."""
+
+    id: str
+    name: str
+    arguments: dict[str, Any]
+    raw: str
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """What a model with tools said: calls, or text alone when it has seen enough."""
+
+    text: str
+    calls: tuple[Call, ...]
+    cost: Cost
+
+
 _CONTEXT = re.compile(
     r"context[ _](?:length|window|size)|maximum context|prompt is too long|too many (?:input |prompt )?tokens|"
     r"exceed\w* (?:the )?(?:available |model'?s )?context|reduce the length of", re.IGNORECASE)
@@ -134,6 +153,24 @@ def read_reply(body: str, headers: Mapping[str, str]) -> Reply:
 
     Raises Garbage when there is none in it, or the typed error that the body carries.
     """
+    choice, cost, model = _choice(body, headers)
+    return replace(_content(choice, cost), model=model)
+
+
+def read_wish(body: str, headers: Mapping[str, str]) -> Wish:
+    """The same of a call that offered tools: a message without content is no error if it has calls."""
+    choice, cost, _ = _choice(body, headers)
+    message = choice.get("message")
+    asked = message.get("tool_calls") if isinstance(message, dict) else None
+    calls = tuple(call for one in (asked if isinstance(asked, list) else []) if (call := _call(one)) is not None)
+    if calls:
+        content = message.get("content") if isinstance(message, dict) else None
+        return Wish(content if isinstance(content, str) else "", calls, cost)
+    return Wish(_content(choice, cost).text, (), cost)
+
+
+def _choice(body: str, headers: Mapping[str, str]) -> tuple[dict[str, Any], Cost, str]:
+    """The first choice of a 200's body, its cost, and the name that the server gave of the model."""
     kind = headers.get("content-type", "?").split(";")[0]
     if not body.strip():
         raise Garbage("the answer was empty", kind="empty")
@@ -149,8 +186,8 @@ def read_reply(body: str, headers: Mapping[str, str]) -> Reply:
     return _read_answer(answer, body, headers)
 
 
-def _read_stream(body: str, headers: Mapping[str, str]) -> Reply:
-    """The reply in a whole event stream: its pieces of text joined. One that ends early is Garbage: a cut patch may
+def _read_stream(body: str, headers: Mapping[str, str]) -> tuple[dict[str, Any], Cost, str]:
+    """The same of a whole event stream: its pieces of text joined. One that ends early is Garbage: a cut patch may
     still look like one."""
     events = [line[5:].strip() for line in body.splitlines() if line.startswith("data:")]
     text, finish, model = "", None, ""
@@ -182,7 +219,7 @@ def _read_stream(body: str, headers: Mapping[str, str]) -> Reply:
                         body, headers)
 
 
-def _read_answer(answer: Any, body: str, headers: Mapping[str, str]) -> Reply:
+def _read_answer(answer: Any, body: str, headers: Mapping[str, str]) -> tuple[dict[str, Any], Cost, str]:
     if not isinstance(answer, dict):
         raise Garbage("the answer was JSON, but no object")
     if answer.get("error"):
@@ -194,8 +231,7 @@ def _read_answer(answer: Any, body: str, headers: Mapping[str, str]) -> Reply:
         raise Garbage("the answer had no choices", cost, "no choices")
     if choice.get("error"):
         raise refusal(_error_status(choice["error"]), json.dumps(choice), headers)
-    reply = _content(choice, cost)
-    return Reply(reply.text, reply.cost, reply.cut, str(answer.get("model") or ""))
+    return choice, cost, str(answer.get("model") or "")
 
 
 def retry_after(headers: Mapping[str, str]) -> float | None:
@@ -231,6 +267,20 @@ def _content(choice: dict[str, Any], cost: Cost) -> Reply:
     if choice.get("finish_reason") == "content_filter":
         raise Garbage("the endpoint's filter kept the answer back", cost, "refusal")
     raise Garbage("the answer had no content", cost, "no content")
+
+
+def _call(value: Any) -> Call | None:
+    """One entry of ``tool_calls``; None where it names no function."""
+    function = value.get("function") if isinstance(value, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    raw = function.get("arguments")
+    try:
+        arguments = json.loads(raw) if isinstance(raw, str) else raw
+    except ValueError:
+        arguments = None
+    return Call(str(value.get("id") or ""), function["name"], arguments if isinstance(arguments, dict) else {},
+                raw if isinstance(raw, str) else json.dumps(raw))
 
 
 def _usage(usage: Any) -> Cost:

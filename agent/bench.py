@@ -15,6 +15,7 @@
     llm-faults bench_llm.py     nights whose model breaks, in one way each
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
+    memory   bench_memory.py     duplicates, directions and a plateau over hundreds of attempts, simulated
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
 standard error.
@@ -40,6 +41,7 @@ from agent import (
     bench_habit,
     bench_llm,
     bench_machine,
+    bench_memory,
     bench_pipeline,
     bench_policy,
     bench_replay,
@@ -101,6 +103,8 @@ BENCHES = {
                      suite.options, suite.measure, trains=False),
     "policy": Bench("the gate against what others merge by, in simulated campaigns of known truth",
                     bench_policy.options, bench_policy.policy, trains=False, simulated=True),
+    "memory": Bench("does a campaign repeat itself, look where it gains, and notice a plateau; simulated",
+                    bench_memory.options, bench_memory.memory, trains=False, simulated=True),
 }
 
 

@@ -40,12 +40,13 @@ from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
 from agent.nightlog import Logged
-from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
+from agent.novelty import Novelty
+from agent.opening import FINITE, Opened, Options, choose_folder, moved_branch, open_campaign
 from agent.patch import build, combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import add_costs, proposal_id
-from agent.read import Briefing, brief
+from agent.read import Briefing, HistoryLine, brief
 from agent.records import (
     Candidate,
     Fault,
@@ -134,6 +135,8 @@ class Campaign:
         self.chores: list[Callable[[], None]] = []
         """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
         killed process left undone."""
+        self.novelty, self.lines = Novelty(self.state), dict[str, tuple[Verdict, HistoryLine]]()
+        self.guidance = self.site.guidance()
         self.exhausted = False
         self.in_vain = 0
         self.begun: float | None = None
@@ -462,7 +465,11 @@ class Campaign:
             self.note_reply(attempt, "patch", reason, refused.rule != "match")
             self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
             return
-        twin = self.duplicate_of(candidate, attempt)
+        twin = self.novelty.same_change(candidate, attempt)
+        objection = "" if twin else self.novelty.objection(attempt, candidate)
+        if objection:
+            self.mend(attempt, objection, repairs, Refusal("patch", objection))
+            return
         self.ledger.append("candidate", candidate)
         reason = f"the same change as {twin}" if twin else scope.outside(self.site, proposal, candidate)
         if reason:
@@ -525,7 +532,14 @@ class Campaign:
                                 "Free some (`ratchet gc` frees old runs), then run the same command again.")
             self.ledger.append("run_finished", result)
             trial = next((t for t in self.trials if t.id == run_.candidate), None)
-            if run_.purpose == "preflight" and trial is not None:
+            twin = self.novelty.same_as(run_, result)
+            if trial is not None and twin and run_.tree == trial.candidate.tree:
+                self.close(trial.attempt, "preflight" if run_.purpose == "preflight" else "measure",
+                           f"behaves exactly as {twin}: the same {'weights' if result.weights_sha256 else 'losses'} on "
+                           f"seed {run_.seed}", pairs=tuple(trial.pairs))
+                self.drop(trial)
+                self.court.leave(trial)
+            elif run_.purpose == "preflight" and trial is not None:
                 self.absorb_preflight(trial, run_, result)
             elif run_.candidate is None:
                 self.check_incumbent(run_, result)
@@ -693,15 +707,6 @@ class Campaign:
         levels = [result.level for result in results if result.fault != "infra"]  # a stopped one may have found none
         return {"tier": self.site.config.evaluate.tier, "level": min(levels, default=None)}
 
-    def duplicate_of(self, candidate: Candidate, attempt: Attempt) -> str:
-        """Id of an earlier attempt with the same change, or an empty string."""
-        change = candidate.patch.normalised_hash
-        for name in self.state.changes.get(change, ()):
-            other = self.state.attempts[name]  # which may have been mended into another change since
-            if other.number < attempt.number and other.candidate and other.candidate.patch.normalised_hash == change:
-                return name
-        return ""
-
     def conditions(self, attempt: Attempt, verdict: Verdict) -> merge.Conditions:
         """Under what the candidate was measured, for its commit."""
         measured = [self.state.results[pair.candidate_run] for pair in verdict.pairs]
@@ -721,7 +726,10 @@ class Campaign:
 
     def briefing(self) -> Briefing:
         editable, protected = self.site.texts(self.state.tip)
-        return brief(self.site.config, self.state, editable, protected)
+        found = brief(self.site.config, self.state, editable, protected, guidance=self.guidance, lines=self.lines)
+        if found.plateau and found.plateau.text not in self.state.notes and self.proposer.name not in FINITE:
+            self.note(found.plateau.text)
+        return found
 
     def note(self, text: str) -> None:
         """For the screen, the report and whoever reads the ledger."""

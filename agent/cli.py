@@ -151,6 +151,19 @@ def recompute_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="
     raise typer.Exit(0 if all(figure.same for figure in found) else 1)
 
 
+@app.command("prompt")
+def prompt_command(
+    repo: Annotated[Path | None, typer.Argument(help="Target; without one the newest run, or that of --name.",
+                                                show_default=False)] = None,
+    preset: PresetOption = "", name: NameOption = "", as_json: JsonOption = False, folder: RunsOption = RUNS,
+) -> None:
+    """Print exactly what would be sent to a model for the next attempt of a run, or the first one on a target."""
+    from agent import prompt_view
+    known = repo is None and (name or runs.names(folder))
+    found = prompt_view.of_run(*_load(folder, name)) if known else prompt_view.of_target(_existing(repo), preset)
+    _print([json.dumps(prompt_view.request(*found))] if as_json else prompt_view.lines(*found))
+
+
 @app.command("report")
 def report_command(name: NameArgument = "", folder: RunsOption = RUNS) -> None:
     """Write the report (Markdown) with its picture, and print where it lies."""
@@ -313,7 +326,7 @@ def promote_command(
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
     """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
-    attacks, bank, replay, pipeline, llm-faults, caps, weigh or policy.
+    attacks, bank, replay, pipeline, llm-faults, caps, memory, weigh or policy.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """

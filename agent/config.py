@@ -224,6 +224,11 @@ class Model(Section):
     attempts: int = Field(4, ge=1, description="calls per proposal before it is given up")
     repairs: int = Field(2, ge=0, description="repair rounds that show the model its error")
     parallel: int = Field(4, ge=1, le=64, description="questions to the model at a time, at most")
+    briefing_tokens: int = Field(60_000, ge=4000, description="tokens of a briefing at most, at three bytes each")
+    explore: int = Field(6, ge=0, le=40, description="look-ups in source and past attempts before a proposal, where "
+                         "the briefing cannot show all and the endpoint has tools; 0: none")
+    guidance: str = Field("ratchet.md", description="file of the target with your words to the model, read from the "
+                          "commit that the run starts from; empty: none")
     usd_per_million_prompt: float = Field(0, ge=0)
     usd_per_million_completion: float = Field(0, ge=0)
     outage_hours: float = Field(8, ge=0, description="how long a night waits for a model when nothing else has a "

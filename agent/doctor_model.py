@@ -89,12 +89,18 @@ def _schema_check(endpoint: Endpoint, kept: bool) -> Check:
     return Check("schema", "warning", f"it knows {mode}", "Nothing to do: replies are read in any form.")
 
 
+_TOOL = [{"type": "function", "function": {
+    "name": "read_file", "description": "The text of a file.", "parameters": {
+        "type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}}}]
+
+
 def _tools(endpoint: Endpoint) -> Check:
     try:
-        called = endpoint.calls_tools(LIMIT)
+        wish = endpoint.look_up([{"role": "user", "content": "Read notes.txt with the tool read_file."}], _TOOL,
+                                endpoint.clock() + LIMIT)
     except EndpointError as error:
         return Check("tools", "warning", f"no tool calls: {error.kind} ({error})", "Nothing to do: none are needed.")
-    return (Check("tools", "ok", "it calls tools") if called else
+    return (Check("tools", "ok", "it calls tools") if any(call.name == "read_file" for call in wish.calls) else
             Check("tools", "warning", "it was offered a tool and did not call it", "Nothing to do: none are needed."))
 
 

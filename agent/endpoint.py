@@ -12,7 +12,6 @@ so, and that is remembered for its later calls.
 from __future__ import annotations
 
 import dataclasses
-import json
 import random
 import ssl
 import threading
@@ -25,7 +24,17 @@ import openai
 import tenacity
 
 from agent import config, prices
-from agent.answers import BadRequest, EndpointError, Garbage, Reply, Transient, read_reply, refusal
+from agent.answers import (
+    BadRequest,
+    EndpointError,
+    Garbage,
+    Reply,
+    Transient,
+    Wish,
+    read_reply,
+    read_wish,
+    refusal,
+)
 from agent.propose import add_costs
 from agent.quote import one_line
 from agent.records import Cost
@@ -113,7 +122,7 @@ class Endpoint:
                     raise
             except EndpointError as error:
                 tokens = error.tokens if isinstance(error, Garbage) else Cost()
-                error.cost = add_costs(self._priced(tokens), Cost(calls=calls))
+                error.cost = add_costs(self.priced(tokens), Cost(calls=calls))
                 raise
 
     def _leave_out(self, error: BadRequest) -> bool:
@@ -137,28 +146,37 @@ class Endpoint:
         limit = min(self._model.timeout_seconds, end - self.clock())
         if limit <= 0:
             raise Transient("no time was left for another call", kind="timeout")
-        body, headers = self._exchange(self._request(messages, schema), limit)
+        body, headers = self._exchange(self.request(messages, schema), limit)
         reply = read_reply(body, headers)
         cost = reply.cost
         if not cost.prompt_tokens and not cost.completion_tokens:
             sent = sum(len(message["content"]) for message in messages)
             cost = Cost(cost.usd, round(sent / CHARACTERS_A_TOKEN), round(len(reply.text) / CHARACTERS_A_TOKEN))
-        return dataclasses.replace(reply, cost=add_costs(self._priced(cost), Cost(calls=1)))
+        return dataclasses.replace(reply, cost=add_costs(self.priced(cost), Cost(calls=1)))
 
-    def calls_tools(self, limit: float) -> bool:
-        """Whether the model calls a tool that it is offered and needs. Raises the typed errors."""
-        tool = {"type": "function", "function": {
-            "name": "read_file", "description": "The text of a file.", "parameters": {
-                "type": "object", "properties": {"path": {"type": "string"}}, "required": ["path"]}}}
-        ask: list[Message] = [{"role": "user", "content": "Read the file notes.txt with the tool read_file."}]
-        request = self._request(ask, {}) | {"tools": [tool], "tool_choice": "auto"}
-        request.pop("stream", None), request.pop("stream_options", None)
-        body, _ = self._exchange(request, limit)
+    def look_up(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]],
+                until: float | None = None) -> Wish:
+        """One call with ``tools`` on offer, tried once: what the model wants to look up.
+
+        Raises EndpointError; a BadRequest means that the endpoint has no tools, as far as one can tell.
+        """
+        request = self.request([], {}) | {"messages": [self._scrubbed(one) for one in messages], "tools": list(tools)}
+        for key in ("stream", "stream_options"):
+            request.pop(key, None)
+        started = self.clock()
+        limit = self._model.timeout_seconds if until is None else min(self._model.timeout_seconds, until - started)
         try:
-            message = json.loads(body)["choices"][0]["message"]
-            return any(call["function"]["name"] == "read_file" for call in message.get("tool_calls") or ())
-        except (ValueError, LookupError, TypeError, AttributeError):
-            return False
+            if limit <= 0:
+                raise Transient("no time was left for a look-up", kind="timeout")
+            body, headers = self._exchange(request, limit)
+            wish = read_wish(body, headers)
+        except EndpointError as error:
+            tokens = error.tokens if isinstance(error, Garbage) else Cost()
+            error.cost = add_costs(self.priced(tokens), Cost(calls=1, seconds=self.clock() - started))
+            raise
+        self.answered = True
+        cost = add_costs(self.priced(wish.cost), Cost(calls=1, seconds=self.clock() - started))
+        return dataclasses.replace(wish, cost=cost)
 
     def listed(self, limit: float) -> list[Mapping[str, Any]]:
         """What the endpoint lists under /models; empty where it lists nothing. Raises the typed errors."""
@@ -185,7 +203,8 @@ class Endpoint:
         body, headers = exchange.answer
         return self._scrub(body), headers
 
-    def _request(self, messages: Sequence[Message], schema: Mapping[str, Any]) -> dict[str, Any]:
+    def request(self, messages: Sequence[Message], schema: Mapping[str, Any] | None) -> dict[str, Any]:
+        """The body of a call, as it would be sent now. ``schema`` None: as plain text."""
         request: dict[str, Any] = {
             "model": self.name,
             "messages": [{**message, "content": self._scrub(message["content"])} for message in messages],
@@ -227,7 +246,7 @@ class Endpoint:
         step = min(LONGEST_WAIT / 2, 2.0 ** (tries.attempt_number - 1))
         return step * (1 + self._jitter())
 
-    def _priced(self, cost: Cost) -> Cost:
+    def priced(self, cost: Cost) -> Cost:
         """``cost`` with USD by the config's prices, unless the server gave its own."""
         if cost.usd:
             return cost
@@ -239,6 +258,10 @@ class Endpoint:
         for secret in self._secrets:
             text = text.replace(secret, "[key]")
         return text
+
+    def _scrubbed(self, message: Mapping[str, Any]) -> dict[str, Any]:
+        content = message.get("content")
+        return {**message, "content": self._scrub(content) if isinstance(content, str) else content}
 
     def _connect(self, limit: float) -> openai.OpenAI:
         client = openai.DefaultHttpxClient(event_hooks={"response": [_cap]}, base_url=self.base_url, timeout=limit)

@@ -10,18 +10,21 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 from agent import config
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Garbage, Quota, Reply, Transient
+from agent.codemap import tokens
 from agent.edit_modes import Mode
 from agent.endpoint import Endpoint, Message
 from agent.errors import UserError
+from agent.explore import Explorer
 from agent.messages import SHRINKS, Prompts, answer_of, mode_for, schema, shown_reply
 from agent.parse_reply import Parsed, parse_reply
 from agent.propose import ProposeFailed, add_costs, proposal_id
 from agent.read import Briefing
-from agent.records import Cost, Proposal, Said
+from agent.records import Cost, Prediction, Proposal, Said
 
 
 class NoAnswer(ProposeFailed):
@@ -39,6 +42,7 @@ class LlmProposer:
 
     def __init__(self, endpoint: Endpoint, model: config.Model, prompts: Path) -> None:
         self._endpoint, self._model, self._prompts = endpoint, model, Prompts(prompts)
+        self._explorer = Explorer(endpoint, self._prompts, model.explore)
         self._rounds: dict[str, int] = {}
         self._size = 0
         self.ended = ""
@@ -47,12 +51,19 @@ class LlmProposer:
 
     def next(self, briefing: Briefing, until: float | None = None) -> Proposal | None:
         """As promised by every proposer; no call goes on beyond ``until``, by the endpoint's clock."""
-        parsed, cost, left, replies = self._converse(briefing, [], self._model.repairs, until)
+        briefing, looked = self._look(briefing, until)
+        try:
+            parsed, cost, left, replies = self._converse(briefing, [], self._model.repairs, until)
+        except ProposeFailed as failed:
+            failed.cost = add_costs(looked, failed.cost)
+            raise
+        cost = add_costs(looked, cost)
         proposal = Proposal(
             id=proposal_id(briefing.number, parsed.title), base=briefing.tip, title=parsed.title,
             hypothesis=parsed.hypothesis, author="llm", edits=parsed.edits, diff=parsed.diff,
             direction=parsed.direction, expected_effect=parsed.expected_effect, cost=cost, source=self._endpoint.name,
-            replies=replies)
+            replies=replies, prediction=parsed.prediction, prompt=self._prompts.identity(briefing),
+            briefing=self._cost_of(briefing))
         self._rounds[proposal.title] = left
         return proposal
 
@@ -68,7 +79,25 @@ class LlmProposer:
         return dataclasses.replace(
             proposal, base=briefing.tip, edits=parsed.edits, diff=parsed.diff,
             hypothesis=parsed.hypothesis or proposal.hypothesis, cost=add_costs(proposal.cost, cost),
-            replies=(*proposal.replies, *replies))
+            replies=(*proposal.replies, *replies),
+            prediction=parsed.prediction if parsed.prediction != Prediction() else proposal.prediction)
+
+    def request(self, briefing: Briefing) -> dict[str, Any]:
+        """The body of the call that would ask for a proposal."""
+        mode = mode_for(briefing, self._endpoint.name)
+        return self._endpoint.request(self._prompts.opening(briefing, self._size, mode), schema(briefing, mode))
+
+    def _look(self, briefing: Briefing, until: float | None) -> tuple[Briefing, Cost]:
+        """The briefing with what the model wanted to look up first, and what that cost."""
+        if self._size or not self._model.explore or not self._prompts.hides(briefing):
+            return briefing, Cost()
+        found = self._explorer.explore(briefing, self._prompts.opening(briefing), until)
+        return dataclasses.replace(briefing, findings=found.text), found.cost
+
+    def _cost_of(self, briefing: Briefing) -> Cost:
+        """What the briefing alone comes to, at the endpoint's price."""
+        sent = sum(tokens(one["content"]) for one in self._prompts.opening(briefing, self._size))
+        return self._endpoint.priced(Cost(prompt_tokens=sent))
 
     def _converse(
         self, briefing: Briefing, tail: list[Message], left: int, until: float | None,
@@ -83,7 +112,7 @@ class LlmProposer:
                 failed.cost, failed.replies = add_costs(spent, failed.cost), said
                 raise
             spent = add_costs(spent, reply.cost)
-            parsed = parse_reply(reply.text, briefing.files, reply.cut, (*briefing.protected, *briefing.omitted))
+            parsed = parse_reply(reply.text, briefing.files, reply.cut, briefing.protected)
             if isinstance(parsed, Parsed):
                 return parsed, spent, left, (*said, Said(self._endpoint.name, mode, parsed.form))
             said += (Said(self._endpoint.name, mode, "", "propose", parsed.text, placed=False),)

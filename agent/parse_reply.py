@@ -15,17 +15,17 @@ import json
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from pydantic import AliasChoices, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from agent import matching
+from agent import matching, predictions
 from agent.homes import home
 from agent.loose_json import values
 from agent.propose import tidy_title
 from agent.quote import one_line, plain
-from agent.records import Edit
+from agent.records import Edit, Prediction
 from agent.reply_files import FENCE as _FENCE
 from agent.reply_files import PATH, leaves_out, meant, path_above, whole_files, with_headers
 
@@ -44,6 +44,7 @@ class Parsed:
     form: Form
     diff: str = ""
     """In place of edits: a unified diff, counts and line numbers as the model wrote them."""
+    prediction: Prediction = field(default_factory=Prediction)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +141,7 @@ def parse_reply(
         if cut and isinstance(found, Parsed) and not _TITLE.search(re.split(r"^(?:```|>{5,9})", text, flags=re.M)[-1]):
             found = Problem("The change may not be whole.")  # asked for, the title follows it
     if isinstance(found, Parsed):
-        found = _checked(found, files, hidden)
+        found = _checked(replace(found, prediction=predictions.read(text)), files, hidden)
     if isinstance(found, Problem) and cut:
         return Problem(f"Your reply was cut off at the token limit. Answer again, and be shorter. ({found.text})")
     return found

@@ -2,25 +2,31 @@
 
 A briefing holds source text, titles, outcomes and effects rounded to three decimals. It never holds training data,
 held-out text, a score of the confirm or final split, or a key. ``prompts/README.md`` says what of it leaves the
-machine.
+machine. It holds more than one prompt can show: messages.py picks what fits the budget of tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+import math
+import statistics
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
 
+from agent import edit_modes, incumbent, predictions
 from agent.config import Config
-from agent.edit_modes import Tried, tried
+from agent.directions import Tally, Tried, tallies
 from agent.ledger import Attempt, State
-from agent.quote import one_line, rounded
+from agent.plateau import Plateau, watch
+from agent.quote import one_line, quoted, rounded
 from agent.records import Outcome, Stage, Tier, Verdict
 from agent.wishes import wishes
 
-SHOWN_CHARACTERS = 400_000
-"""Editable source shown at most: about 115,000 tokens at 3.5 characters each."""
-PROTECTED_CHARACTERS = 60_000
-"""Protected source shown at most; it is there for its interface only."""
+LEAST = 1e-9
+"""Gain of a merge of which val shows none: it was shown on the split that certifies."""
+NEAR: tuple[Stage, ...] = ("judge", "measure")
+"""Where an attempt that looked better may have ended without being merged."""
+PAST_CHARACTERS = 8000
+"""Of the patch of one past attempt, as a model may look it up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +41,8 @@ class HistoryLine:
     effect: float | None = None
     low: float | None = None
     high: float | None = None
+    fault: str = ""
+    direction: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,11 +54,9 @@ class Briefing:
     number: int
     """Number of the attempt that this briefing is for, from 1."""
     files: dict[str, str]
-    """Editable source by path relative to the target."""
+    """Editable source by path relative to the target, all of it."""
     protected: dict[str, str]
     """Source that a patch may not change, shown for its interface."""
-    omitted: tuple[str, ...]
-    """Paths of files that were too many to show."""
     editable: tuple[str, ...]
     """Globs that a patch may touch."""
     max_patch_lines: int
@@ -66,28 +72,163 @@ class Briefing:
     """Attempts after this one; None where only the clock limits them."""
     wishes: tuple[str, ...] = ()
     """What the owner said while the campaign ran, oldest first."""
-    tried: tuple[Tried, ...] = ()
+    tried: tuple[edit_modes.Tried, ...] = ()
     """What became of a model's earlier replies, by the form of edits they were asked in."""
+    tokens: int = 60_000
+    """What the prompt may come to."""
+    command: str = ""
+    """Of a training run: where the source begins."""
+    guidance: str = ""
+    """The owner's words on what to look for, from a file of the target."""
+    incumbent: str = ""
+    """Curve and profile of a run of the tip, as the harness measured them."""
+    printed: str = ""
+    """What that run printed of itself."""
+    tallies: tuple[Tally, ...] = ()
+    """Gain per training run by direction."""
+    seed: int = 0
+    """Of the campaign: with ``number`` it fixes which direction is asked for."""
+    plateau: Plateau | None = None
+    predictions: str = ""
+    """How good the model's earlier predictions were."""
+    touched: tuple[str, ...] = ()
+    """Editable files that merges have changed, the newest first."""
+    findings: str = ""
+    """What was looked up for this proposal, ready to show."""
+    past: Callable[[str], str] = field(default=lambda name: "", compare=False, repr=False)
+    """Id or number of an earlier attempt -> all of it that a proposer may know, ready to show; empty: there is none."""
 
 
 def brief(config: Config, state: State, files: Mapping[str, str], protected: Mapping[str, str], *,
-          calibration: str = "", budget: str = "", attempts_left: int | None = None) -> Briefing:
+          calibration: str = "", budget: str = "", attempts_left: int | None = None, guidance: str = "",
+          lines: dict[str, tuple[Verdict, HistoryLine]] | None = None) -> Briefing:
     """The briefing for the next attempt. ``files`` and ``protected`` are the target's text files at ``state.tip``.
 
-    ``calibration`` is what is known of the noise; ``budget`` replaces the text made from the config (a campaign
-    knows the granted steps better). Attempts without a verdict are left out of the history.
+    ``calibration`` replaces what the campaign's own runs say of the noise, ``budget`` the text made from the config.
+    ``lines`` is kept by a caller that asks often: what was made of earlier verdicts. Attempts without a verdict are
+    left out of the history.
     """
-    shown, left_out = _fit(files, SHOWN_CHARACTERS, config.train.command)
-    interface, hidden = _fit(protected, PROTECTED_CHARACTERS, config.train.command)
+    known = {} if lines is None else lines
+    history = []
     back = {one.candidate for one in state.reverts}
-    finished = [attempt for attempt in state.attempts.values() if attempt.verdict]
+    for name, attempt in state.attempts.items():
+        if attempt.verdict is not None and attempt.proposal.author != "gate":
+            if name in back or name not in known or known[name][0] is not attempt.verdict:
+                known[name] = attempt.verdict, _line(attempt, back)
+            history.append(known[name][1])
+    sign = 1.0 if config.metric.direction == "min" else -1.0
+    run = incumbent.find(state)
     return Briefing(
-        tip=state.tip, number=len(state.attempts) + 1, files=shown, protected=interface,
-        omitted=(*left_out, *hidden), editable=tuple(config.source.editable),
-        max_patch_lines=config.source.max_patch_lines, metric=config.metric.name, direction=config.metric.direction,
-        budget=budget or budget_text(config), tier=config.evaluate.tier, calibration=rounded(calibration),
-        history=tuple(_line(attempt, back) for attempt in finished), preset=config.preset, attempts_left=attempts_left,
-        wishes=wishes(state), tried=tried(attempt.proposal for attempt in state.attempts.values()))
+        tip=state.tip, number=len(state.attempts) + 1, files=dict(files), protected=dict(protected),
+        editable=tuple(config.source.editable), max_patch_lines=config.source.max_patch_lines,
+        metric=config.metric.name, direction=config.metric.direction, budget=budget or budget_text(config),
+        tier=config.evaluate.tier, calibration=rounded(calibration or incumbent.calibration(config, state)),
+        history=tuple(history), preset=config.preset, attempts_left=attempts_left, tokens=config.model.briefing_tokens,
+        command=config.train.command, guidance=guidance, seed=int(state.campaign.get("seed", 0)),
+        incumbent=incumbent.profile(run, config.metric.name) if run else "",
+        printed=incumbent.printed(run) if run else "", tallies=tuple(
+            one for one in tallies(tried(state, sign)) if one.direction not in closed(config)),
+        plateau=stalled(state, sign, history),
+        predictions=predictions.told(predictions.score(predicted(history, state))),
+        touched=_touched(state, files), wishes=wishes(state),
+        tried=edit_modes.tried(attempt.proposal for attempt in state.attempts.values()),
+        past=lambda name: past(state, name))
+
+
+def closed(config: Config) -> tuple[str, ...]:
+    """Directions that a patch of this target cannot take: where the harness serves the batches, their order is its."""
+    return ("data order",) if config.train.served else ()
+
+
+def tried(state: State, sign: float) -> list[Tried]:
+    """Every decided attempt that was trained, by direction. ``sign``: 1 where lower is better, else -1."""
+    found = []
+    for attempt in state.attempts.values():
+        verdict, proposal = attempt.verdict, attempt.proposal
+        if verdict is None or not proposal.direction or proposal.author == "gate" or not any(
+                run.trains for run in attempt.runs):
+            continue
+        merged = verdict.outcome == "accepted"
+        found.append(Tried(proposal.direction, gain(state, attempt, sign) if merged else _nearly(verdict, sign),
+                           _runs(state, attempt), merged))
+    return found
+
+
+def stalled(state: State, sign: float, history: list[HistoryLine]) -> Plateau | None:
+    """The plateau that the campaign is on, if any. Attempts that never became a patch do not count, nor do those that
+    the machine ended."""
+    gains = [gain(state, attempt, sign) for attempt in state.attempts.values()
+             if (verdict := attempt.verdict) is not None and attempt.proposal.author != "gate"
+             and verdict.stage != "propose" and verdict.fault != "infra"]
+    return watch(gains, sum(is_near(line, sign) for line in history))
+
+
+def is_near(line: HistoryLine, sign: float) -> bool:
+    """Whether an attempt looked better and was not merged."""
+    return line.outcome != "accepted" and line.stage in NEAR and not line.fault and (
+        line.effect is not None and sign * line.effect < 0)
+
+
+def gain(state: State, attempt: Attempt, sign: float) -> float:
+    """By how much a merged attempt was better on val, in the metric's unit, and more than 0; 0 of every other.
+
+    A part of a bundle that was never paired alone has its share of the bundle's.
+    """
+    verdict = attempt.verdict
+    if verdict is None or verdict.outcome != "accepted":
+        return 0.0
+    seen, share = _val_effects(verdict), 1
+    if not seen and verdict.unit in state.attempts:
+        unit = state.attempts[verdict.unit]
+        seen, share = _val_effects(unit.verdict) if unit.verdict else [], max(len(unit.proposal.parts), 1)
+    return max(-sign * statistics.fmean(seen) / share, LEAST) if seen else LEAST
+
+
+def _nearly(verdict: Verdict, sign: float) -> float:
+    """What is left of the gain of one that was not merged, one standard error taken off; 0 where nothing is."""
+    seen = _val_effects(verdict)
+    if verdict.fault or len(seen) < 2:
+        return 0.0
+    return max(-sign * statistics.fmean(seen) - statistics.stdev(seen) / math.sqrt(len(seen)), 0.0)
+
+
+def _val_effects(verdict: Verdict) -> list[float]:
+    """On the split that a proposer may see; what certifies is another."""
+    return [pair.effect("val") for pair in verdict.pairs
+            if not pair.fault and "val" in pair.candidate and "val" in pair.incumbent]
+
+
+def predicted(history: list[HistoryLine], state: State) -> list[predictions.Outcome]:
+    """What models predicted of their newest attempts, and what came of it."""
+    found: list[predictions.Outcome] = []
+    for line in reversed(history):
+        attempt = state.attempts[line.id]
+        said = attempt.proposal.prediction
+        if said is not None:
+            measured = attempt.preflight.ratio if attempt.preflight and attempt.preflight.ok else None
+            found.append(predictions.Outcome(said, attempt.proposal.expected_effect, line.effect, measured))
+        if len(found) == predictions.RECENT:
+            break
+    return found[::-1]
+
+
+def past(state: State, name: str) -> str:
+    """One earlier attempt in full, ready to show; empty where there is none of that id or number."""
+    attempt = state.attempts.get(name) or next(
+        (one for one in list(state.attempts.values()) if str(one.number) == name.strip().lstrip("#0")), None)
+    if attempt is None:
+        return ""
+    proposal, parts = attempt.proposal, []
+    parts.append(f"{proposal.id}: {one_line(proposal.title, 100)}\n{one_line(proposal.hypothesis, 1200)}")
+    if attempt.verdict is not None:
+        line = _line(attempt, {one.candidate for one in state.reverts})
+        seen = "" if line.effect is None else f", effect {line.effect:+.3f}"
+        parts.append(f"{line.outcome} at {line.stage}{seen}: {line.reason}")
+    if attempt.candidate is not None:
+        parts.append(quoted(attempt.candidate.patch.diff, PAST_CHARACTERS))
+    if attempt.preflight is not None and attempt.preflight.fault:
+        parts.append(quoted(attempt.preflight.log_tail, 2000))
+    return "\n".join(parts)
 
 
 def budget_text(config: Config) -> str:
@@ -110,12 +251,13 @@ def _line(attempt: Attempt, back: Collection[str] = ()) -> HistoryLine:
     if estimate is not None and estimate.split == "val":
         effect, low, high = (round(value, 3) for value in (estimate.effect, estimate.low, estimate.high))
     else:  # the estimate is on a split that a proposer never sees: the mean on val instead
-        seen = [pair.effect("val") for pair in verdict.pairs if "val" in pair.candidate and "val" in pair.incumbent]
+        seen = _val_effects(verdict)
         effect = round(sum(seen) / len(seen), 3) if seen else None
     taken_back = "the owner took it back; " if attempt.proposal.id in back else ""
     return HistoryLine(
         id=attempt.proposal.id, title=one_line(attempt.proposal.title, 100), outcome=verdict.outcome,
-        stage=verdict.stage, reason=one_line(taken_back + _reason(verdict), 240), effect=effect, low=low, high=high)
+        stage=verdict.stage, reason=one_line(taken_back + _reason(verdict), 240), effect=effect, low=low, high=high,
+        fault=verdict.fault or "", direction=attempt.proposal.direction)
 
 
 def _reason(verdict: Verdict) -> str:
@@ -128,17 +270,16 @@ def _reason(verdict: Verdict) -> str:
     return rounded(verdict.reason)
 
 
-def _fit(files: Mapping[str, str], room: int, command: str) -> tuple[dict[str, str], list[str]]:
-    """(files that fit into ``room`` characters, paths left out). Files that the command names come first, then
-    the shallow ones: in a large repository those are the likeliest to hold the training loop."""
-    def rank(path: str) -> tuple[bool, int, str]:
-        return path not in command.split(), path.count("/"), path
+def _runs(state: State, attempt: Attempt) -> float:
+    """Training runs that an attempt took, with its share of its bundle's."""
+    unit = state.attempts.get(attempt.verdict.unit) if attempt.verdict and attempt.verdict.unit else None
+    shared = sum(run.trains for run in unit.runs) / max(len(unit.proposal.parts), 1) if unit else 0.0
+    return sum(run.trains for run in attempt.runs) + shared
 
-    kept, left_out = {}, []
-    for path in sorted(files, key=rank):
-        if len(files[path]) <= room:
-            room -= len(files[path])
-            kept[path] = files[path]
-        else:
-            left_out.append(path)
-    return kept, left_out
+
+def _touched(state: State, files: Mapping[str, str]) -> tuple[str, ...]:
+    found: dict[str, None] = {}
+    for merged in reversed(state.merges):
+        candidate = state.attempts[merged.candidate].candidate
+        found |= dict.fromkeys(path for path in (candidate.patch.files if candidate else ()) if path in files)
+    return tuple(found)

@@ -61,6 +61,21 @@ class Said:
 
 
 @dataclass(frozen=True, slots=True)
+class Prediction:
+    """What a model says of its proposal before it is tried; scored against what came of it (agent/predictions.py)."""
+
+    low: float | None = None
+    high: float | None = None
+    """Range in which it expects the effect, in the metric's unit; ``low`` <= ``high``."""
+    step_cost: float | None = None
+    """What it expects a step to cost, as a multiple of the incumbent's."""
+    check: str = ""
+    """How one would see cheaply that the patch does what it says."""
+    different: str = ""
+    """Of a retry: what is different from the attempt that it is like."""
+
+
+@dataclass(frozen=True, slots=True)
 class Proposal:
     """An idea with its edits against ``base``. ``diff`` replaces ``edits`` when a person hands in a patch file."""
 
@@ -81,6 +96,12 @@ class Proposal:
     """Of a bundle: the attempts that it is made of."""
     replies: tuple[Said, ...] = ()
     """Of a model: every reply that it gave for this proposal, repair rounds too, oldest first."""
+    prediction: Prediction | None = None
+    """Of a model's proposal."""
+    prompt: str = ""
+    """Of a model's proposal: hash of the templates and of the owner's guidance that it was asked with."""
+    briefing: Cost = Cost()
+    """Of a model's proposal: what its briefing alone comes to, prompt tokens estimated; a part of ``cost``."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -428,9 +449,9 @@ class Closing:
 
 __all__ = [
     "Ablation", "Author", "Candidate", "Certification", "Closing", "Cost", "Edit", "Estimate", "Examined",
-    "Fault", "Gain", "Guard", "Merge", "Order", "OrderKind", "Outcome", "Pair", "Patch", "Plan", "Preflight",
-    "Promotion", "Proposal", "Purpose", "Removal", "Result", "Revert", "Run", "Said", "Sooner", "Stage", "Tier",
-    "Transfer", "Verdict", "from_json", "to_json",
+    "Fault", "Gain", "Guard", "Merge", "Order", "OrderKind", "Outcome", "Pair", "Patch", "Plan", "Prediction",
+    "Preflight", "Promotion", "Proposal", "Purpose", "Removal", "Result", "Revert", "Run", "Said", "Sooner", "Stage",
+    "Tier", "Transfer", "Verdict", "from_json", "to_json",
 ]
 
 

@@ -88,6 +88,12 @@ class Site:
         return editable, git.read_files(self.repo, commit, self.prefix, source.protected) if source.protected else {}
 
 
+    def guidance(self) -> str:
+        """The owner's words to a model, from the start commit: a patch cannot change them."""
+        name = self.config.model.guidance
+        return git.read_files(self.repo, self.start, self.prefix, [name]).get(name, "") if name else ""
+
+
 @dataclass(frozen=True, slots=True)
 class Origin:
     """Where the code of a campaign comes from."""

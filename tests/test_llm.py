@@ -34,6 +34,8 @@ from agent.edit_modes import Tried
 from agent.endpoint import LARGEST_BODY, Endpoint
 from agent.llm import LlmProposer, NoAnswer, shown_url
 from agent.messages import Prompts, mode_for, schema
+from agent.notebook import Notebook
+from agent.plateau import Plateau
 from agent.propose import ProposeFailed
 from agent.read import HistoryLine
 from agent.records import Edit, Proposal, Verdict
@@ -419,14 +421,16 @@ def test_a_resumed_proposer_can_repair_what_it_never_proposed() -> None:
 
 def test_a_prompt_that_is_too_long_is_shrunk_for_good() -> None:
     overflow = Status(400, error("maximum context length exceeded"))
+    files = {"train.py": TRAIN} | {f"part{n}.py": f"def f{n}(x):\n    return x + {n}\n" * 20 for n in range(8)}
     with ScriptedModel([overflow, overflow, Say(OBJECT), Say(OBJECT)]) as model:
         proposer = make_proposer(model.base_url)
-        first = proposer.next(make_briefing())
-        proposer.next(make_briefing())
+        first = proposer.next(make_briefing(files=files))
+        proposer.next(make_briefing(files=files))
         sizes = [len(request.prompt) for request in model.requests]
     assert first is not None and first.cost.calls == 3
     assert sizes[0] > sizes[1] > sizes[2] == sizes[3]
-    assert "def batches" not in model.requests[1].prompt and "model.py" in model.requests[2].prompt
+    assert "def batches" in model.requests[0].prompt and "def batches" not in model.requests[1].prompt
+    assert all(TRAIN in request.prompt and "part7.py" in request.prompt for request in model.requests)
     with ScriptedModel([], then=overflow) as model, pytest.raises(ProposeFailed, match="does not fit"):
         make_proposer(model.base_url).next(make_briefing())
 
@@ -527,7 +531,8 @@ def test_every_template_names_its_variables_in_its_head() -> None:
     environment = jinja2.Environment()
     environment.filters |= dict.fromkeys(("fence", "quoted", "one_line"), str)
     names = {path.name for path in PROMPTS.glob("*.j2")}
-    assert names == {"system.j2", "answer.j2", "propose.j2", "repair.j2", "review.j2"}
+    assert names == {"advice.j2", "answer.j2", "explore.j2", "propose.j2", "repair.j2", "review.j2", "source.j2",
+                     "system.j2"}
     for name in names:
         text = (PROMPTS / name).read_text()
         head = re.match(r"\{#-.*?Variables: ([\w, ]+)", text, re.DOTALL)
@@ -541,21 +546,43 @@ def test_every_template_names_its_variables_in_its_head() -> None:
 
 def test_templates_render_strictly() -> None:
     prompts = Prompts(PROMPTS)
-    for name in ("system.j2", "answer.j2", "propose.j2", "repair.j2"):
+    for name in sorted(path.name for path in PROMPTS.glob("*.j2")):
         with pytest.raises(jinja2.UndefinedError):
             prompts.render(name)
     state = state_with(Verdict("001-a", "rejected", "preflight", "NameError", fault="crash"))
     system, user = prompts.opening(make_briefing(state))
     assert "lower is better" in system["content"] and "must occur exactly once" in system["content"]
-    assert "- Try it: rejected at preflight (NameError)\n" in user["content"]
+    assert "- 001-a Try it: rejected at preflight (NameError)\n" in user["content"]
     assert "```\n" + TRAIN + "```" in user["content"]
     assert all(text in prompts.repair("a", "b", 0)[1]["content"] for text in ("```text\nb\n```", "last try"))
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in PROMPTS.glob("*.j2")))
+def test_each_template_renders_with_its_declared_variables_alone(name: str) -> None:
+    head = re.match(r"\{#-.*?Variables: ([\w, ]+)", (PROMPTS / name).read_text(), re.DOTALL)
+    assert head
+    briefing = make_briefing()
+    values: dict[str, Any] = {
+        "metric": "loss", "direction": "min", "tier": "sealed", "max_patch_lines": 9, "mode": "blocks", "path": "a.py",
+        "proposal": "Raise lr\n- lr = 1\n+ lr = 2",
+        "budget": "200 steps", "preset": "cpu", "guidance": "Mind the tokenizer.", "briefing": briefing,
+        "notebook": Notebook((), (), (), (), 0), "focus": "schedule", "rates": ["schedule: 1 tried"],
+        "question": "combine", "editable": ("*.py",), "files": FILES, "outlined": {"a.py": "1 lines"},
+        "protected": {"b.py": "x = 1"}, "omitted": ["c.py"], "most": 6, "problem": "no", "rounds_left": 0}
+    briefing = dataclasses.replace(briefing, plateau=Plateau(3, 24, 20, "combine"), findings="found", printed="x: 1")
+    names = head[1].strip().split(", ")
+    whole = Prompts(PROMPTS).render(name, **{key: values[key] for key in names} | (
+        {"briefing": briefing} if "briefing" in names else {}))
+    assert len(whole) > 80 and "{{" not in whole
+    for key in set(names) - {"mode", "path", "metric", "direction", "tier"}:  # every other one can be left out of no text
+        with pytest.raises(jinja2.UndefinedError):
+            Prompts(PROMPTS).render(name, **{one: values[one] for one in names if one != key})
 
 
 def test_a_history_line_shows_effect_and_interval() -> None:
     line = HistoryLine("001-a", "Raise lr", "accepted", "merge", "", -0.1, -0.15, -0.05)
     user = Prompts(PROMPTS).opening(dataclasses.replace(make_briefing(), history=(line,)))[1]["content"]
-    assert "- Raise lr: accepted at merge, effect -0.100 [-0.150, -0.050]\n" in user
+    assert "- 001-a Raise lr: accepted at merge, effect -0.100 [-0.150, -0.050]\n" in user
 
 
 # --- the scripted model itself ---------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import config, ledger, patch, read
+from agent import config, ledger, patch
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas, read_card
 from agent.parse_reply import Parsed, Problem, parse_reply
@@ -120,12 +120,6 @@ def test_an_attempt_without_a_verdict_counts_but_is_no_history() -> None:
     state.apply("proposal", to_json(Proposal("001-a", "c0ffee", "t", "h", "llm")), "t")
     told = make_briefing(state)
     assert told.number == 2 and told.history == ()
-
-
-def test_source_that_does_not_fit_is_named_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(read, "SHOWN_CHARACTERS", 300)
-    told = make_briefing(files={"aaa.py": "#" * 250, "train.py": "x" * 100, "deep/er/z.py": "z" * 150})
-    assert list(told.files) == ["train.py", "deep/er/z.py"] and told.omitted == ("aaa.py",)
 
 
 def test_budget_in_words() -> None:
