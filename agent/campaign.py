@@ -34,7 +34,7 @@ from agent.judge import Rule, estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
-from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
+from agent.opening import FINITE, Opened, Options, choose_folder, moved_branch, open_campaign
 from agent.patch import build, combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
@@ -111,7 +111,7 @@ class Campaign:
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until)
         config = self.site.config
-        self.drafts = Drafts(self.proposer, config.model.parallel if self.proposer.name == "llm" else 0)
+        self.drafts = Drafts(self.proposer, config.model.parallel if opened.proposer.name in ("llm", "hybrid") else 0)
         self.slots = Slots(self.site, opened.engine, 0 if self.drafts.inline else idle_cores(self.site))
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
@@ -376,7 +376,7 @@ class Campaign:
             self.ledger.append("proposal", failed)
             self.close(self.state.attempts[failed.id], "propose", answer.failure.reason)
         elif proposal is None:
-            if self.proposer.name == "llm" and not self.exhausted:  # the others end when they are empty
+            if self.proposer.name not in FINITE and not self.exhausted:  # those end when they are empty
                 self.note(f"no more proposals: {self.proposer.ended}")
             self.exhausted = True
         else:

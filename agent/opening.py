@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site
+from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, search, site
 from agent.config import Config
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
@@ -41,7 +41,7 @@ class Options:
     preset: str = ""
     name: str = ""
     proposer: str = ""
-    """"", "llm", "ideas" or "queue"."""
+    """"", "hybrid", "llm", "search", "random", "ideas" or "queue"."""
     patches: tuple[Path, ...] = ()
     budget_runs: int | None = None
     until: str | None = None
@@ -295,13 +295,18 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer) -
     observer.note(choice.note)
     answered = any(attempt.proposal.author == "llm" and attempt.proposal.cost.completion_tokens
                    for attempt in state.attempts.values())
-    return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done,
-                                   answered=answered)
+    knobs = search.KnobSearch(state, lambda commit: place.texts(commit)[0], int(state.campaign["seed"]),
+                              "random" if choice.kind == "random" else "search")
+    if choice.kind in ("search", "random"):
+        return knobs
+    proposer = proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]),
+                                       done, answered=answered)
+    return search.Hybrid(proposer, knobs) if choice.kind == "hybrid" else proposer
 
 
 def _check_ideas(options: Options, place: Site) -> None:
     """Raises UserError where the idea book is all there is and it has nothing for this target."""
-    if options.proposer in ("queue", "ideas") or proposers.choose("auto", place.config.model).kind == "llm":
+    if options.proposer in ("queue", "ideas") or proposers.choose(_wanted(options), place.config.model).kind != "ideas":
         return
     texts, _ = place.texts(place.start)
     fits = any(all(edit.search in texts.get(edit.path, "") for edit in card.edits)
@@ -313,7 +318,8 @@ def _check_ideas(options: Options, place: Site) -> None:
 
 
 def _wanted(options: Options) -> proposers.Wanted:
-    return "llm" if options.proposer == "llm" else "ideas" if options.proposer == "ideas" else "auto"
+    known: dict[str, proposers.Wanted] = {kind: kind for kind in ("hybrid", "llm", "search", "random", "ideas")}
+    return known.get(options.proposer, "auto")
 
 
 def _target(options: Options) -> Path:
