@@ -44,8 +44,8 @@ def apply(files: dict[str, str], proposal: Proposal) -> dict[str, str]:
 
 def test_knobs_are_found_by_their_place() -> None:
     found = {knob.name: knob.value for knob in knobs.find({"a.py": SOURCE}).values()}
-    assert found == {"LR": 0.1, "BETAS[0]": 0.9, "BETAS[1]": 0.95, "x": -3, "opts.decay": 1e-3, "opts.on": True, "C.width": 8,
-                     "f.b": 0.5, "f.c": 2, "f.lr": 0.1, "f.é": 4}
+    assert found == {"LR": 0.1, "BETAS[0]": 0.9, "BETAS[1]": 0.95, "x": -3, "opts.decay": 1e-3, "opts.on": True,
+                     "C.width": 8, "f.b": 0.5, "f.c": 2, "f.lr": 0.1, "f.é": 4}
 
 
 def test_a_change_leaves_all_else_byte_for_byte() -> None:
@@ -79,7 +79,8 @@ def test_any_knob_of_the_target_can_be_moved_alone(key: str, power: float) -> No
 
 def loss(files: dict[str, str]) -> float:
     v = {key: knob.value for key, knob in knobs.find(files).items()}
-    return (0.022 * math.log(v[CPU + "unembedding_lr"] / 0.012) ** 2 + 0.015 * math.log(v[CPU + "matrix_lr"] / 0.03) ** 2
+    return (0.022 * math.log(v[CPU + "unembedding_lr"] / 0.012) ** 2
+            + 0.015 * math.log(v[CPU + "matrix_lr"] / 0.03) ** 2
             + 0.006 * math.log((1 - v[CPU + "adam_betas[0]"]) / 0.2) ** 2
             + 0.006 * math.log((1 - v[CPU + "adam_betas[1]"]) / 0.01) ** 2
             + 0.08 * math.log(v[CPU + "warmdown"] / 0.4) ** 2 + 0.004 * math.log(v[CPU + "fc_init_scale"]) ** 2)
@@ -114,8 +115,8 @@ class World:
         merged = effect < -0.004 and true < -0.003
         patch = Patch("", (), 1, 1, head, head)
         verdict = Verdict(proposal.id, "accepted" if merged else "rejected", "judge", "made up")
-        self.state.attempts[proposal.id] = Attempt(proposal, number, Candidate(proposal.id, head, tip, head, head, patch),
-                                                   verdict=verdict)
+        candidate = Candidate(proposal.id, head, tip, head, head, patch)
+        self.state.attempts[proposal.id] = Attempt(proposal, number, candidate, verdict=verdict)
         self.history.append(HistoryLine(proposal.id, proposal.title, verdict.outcome, "judge", "", round(effect, 3)))
         if merged:
             self.state.tip = head
