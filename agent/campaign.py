@@ -45,7 +45,7 @@ from agent.opening import FINITE, Opened, Options, choose_folder, moved_branch, 
 from agent.patch import build, combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
-from agent.propose import add_costs, proposal_id
+from agent.propose import MODELS, add_costs, proposal_id
 from agent.read import Briefing, HistoryLine, brief
 from agent.records import (
     Candidate,
@@ -126,7 +126,7 @@ class Campaign:
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until,
                                  lambda: self.drafts.pending)
         config = self.site.config
-        self.drafts = Drafts(self.proposer, config.model.parallel if self.proposer.name == "llm" else 0)
+        self.drafts = Drafts(self.proposer, config.model.parallel if self.proposer.name in MODELS else 0)
         self.slots = Slots(self.site, opened.engine, 0 if self.drafts.inline else idle_cores(self.site))
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
@@ -418,7 +418,7 @@ class Campaign:
             self.ledger.append("proposal", failed)
             self.close(self.state.attempts[failed.id], "propose", answer.failure.reason)
         elif proposal is None:
-            if self.proposer.name == "llm" and not self.exhausted:  # the others end when they are empty
+            if self.proposer.name not in FINITE and not self.exhausted:  # those end when they are empty
                 self.note(f"no more proposals: {self.proposer.ended}")
             self.exhausted = True
         else:

@@ -67,7 +67,8 @@ def run_command(
     until: Annotated[str | None, typer.Option("--until", metavar="TIME", show_default=False,
                                               help="Stop at this time: 07:00, or an ISO date and time.")] = None,
     proposer: Annotated[str, typer.Option("--proposer", show_default=False,
-                                          help="llm or ideas; llm if a model is named, else ideas.")] = "",
+                                          help="hybrid, llm, search, random or ideas; hybrid if a model is "
+                                               "named, else ideas.")] = "",
     name: NameOption = "", seed: SeedOption = 0, slots: SlotsOption = None, folder: RunsOption = RUNS,
     level: LevelOption = 3, unconfined: UnconfinedOption = False, fresh: FreshOption = False,
     engine: EngineOption = "",
@@ -76,8 +77,9 @@ def run_command(
                                                   "be given several times.")] = None,
 ) -> None:
     """Run a campaign, or go on with the newest one that is not finished. Ctrl-C stops it cleanly."""
-    if proposer not in ("", "llm", "ideas"):
-        raise UserError(f"There is no proposer {proposer!r}.", "Choose llm or ideas; for patch files: `ratchet try`.")
+    if proposer not in ("", "hybrid", "llm", "search", "random", "ideas"):
+        raise UserError(f"There is no proposer {proposer!r}.",
+                        "Choose hybrid, llm, search, random or ideas; for patch files: `ratchet try`.")
     target = _existing(repo)
     from agent.campaign import Options
     _campaign(Options(repo=target, preset=preset, name=name, proposer=proposer, budget_runs=budget_runs,

@@ -20,6 +20,7 @@ from typing import Literal
 
 from agent import config, git
 from agent.errors import UserError
+from agent.propose import MODELS
 from agent.proposers import choose
 from agent.resources import default_target
 from sandbox import box, cgroup, escape
@@ -185,10 +186,10 @@ def _model(model: config.Model) -> Iterator[Check]:
     except UserError as error:
         yield Check("model", "error", error.problem, error.mend)
         return
-    yield Check("model", "ok" if choice.kind == "llm" else "warning", choice.note)
+    yield Check("model", "ok" if choice.kind in MODELS else "warning", choice.note)
     paths = ssl.get_default_verify_paths()
     trusted = bool(paths.cafile) or bool(paths.capath and any(Path(paths.capath).iterdir()))
-    if choice.kind == "llm" and config.endpoint(model)[0].startswith("https:") and not trusted:
+    if choice.kind in MODELS and config.endpoint(model)[0].startswith("https:") and not trusted:
         yield Check("tls", "warning", "this system trusts no certificate authority, so https calls will fail",
                     "Install the package ca-certificates.")
 

@@ -22,6 +22,7 @@ from typing import Any, Protocol
 from agent import prices
 from agent.config import endpoint
 from agent.ledger import Ledger, State, seconds_between
+from agent.propose import MODELS
 from agent.screen import Observer
 from agent.site import Site
 from agent.spending import Spending
@@ -62,7 +63,7 @@ class Forecaster:
         again = basis == "calibrated" and len(state.judged) >= 1.5 * max(last, CALIBRATED)
         if (basis in known and not again) or (known and basis == "limits"):
             return
-        if not known and state.campaign.get("proposer") == "llm":
+        if not known and state.campaign.get("proposer") in MODELS:
             self._tell_price()
         found = forecast(self._night.site, state, self._night.spending, now, self._before)
         self._night.ledger.append("forecast", found)
@@ -156,7 +157,7 @@ def _expected(site: Site, before: float) -> float:
 def _reply(site: Site, state: State, done: int, judged: int, pending: int) -> tuple[float, float, float, float]:
     """(prompt tokens, completion tokens, dollars) of the model for each experiment, and the experiments that
     candidates which are paid for already, or on their way, still ask for."""
-    if state.campaign.get("proposer") != "llm":
+    if state.campaign.get("proposer") not in MODELS:
         return 0.0, 0.0, 0.0, 0.0
     asked = [attempt for attempt in state.attempts.values() if attempt.proposal.cost.calls]
     if asked:

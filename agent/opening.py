@@ -10,13 +10,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, calls, engines, git, minds, proposers, queue_patches, resources, runs, site, spending
+from agent import (
+    __version__,
+    calls,
+    engines,
+    git,
+    minds,
+    proposers,
+    queue_patches,
+    resources,
+    runs,
+    search,
+    site,
+    spending,
+)
 from agent.config import Caps, Config, other_models
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
 from agent.news import News
-from agent.propose import Proposer
+from agent.propose import MODELS, Proposer
 from agent.screen import Observer
 from agent.site import Origin, Site
 from sandbox import box
@@ -42,7 +55,7 @@ class Options:
     preset: str = ""
     name: str = ""
     proposer: str = ""
-    """"", "llm", "ideas" or "queue"."""
+    """"", "hybrid", "llm", "search", "random", "ideas" or "queue"."""
     patches: tuple[Path, ...] = ()
     budget_runs: int | None = None
     until: str | None = None
@@ -304,18 +317,24 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer,
         files = [Path(name) for name in state.campaign["patches"]]
         return queue_patches.PatchQueue(queue_patches.read_patches(files), done)
     choice = proposers.choose(_wanted(options), place.config.model)
-    for line in (choice.note, *(proposers.notes(other_models(place.config)) if choice.kind != "ideas" else ())):
+    others = other_models(place.config)
+    for line in (choice.note, *(proposers.notes(others) if choice.kind in MODELS else ())):
         observer.note(line)
     answered = any(attempt.proposal.author == "llm" and attempt.proposal.cost.completion_tokens
                    for attempt in state.attempts.values())
-    return proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]), done,
-                                   answered=answered, others=other_models(place.config), news=news,
-                                   record=lambda: minds.of_state(state))
+    knobs = search.KnobSearch(state, lambda commit: place.texts(commit)[0], int(state.campaign["seed"]),
+                              "random" if choice.kind == "random" else "search")
+    if choice.kind in ("search", "random"):
+        return knobs
+    proposer = proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]),
+                                       done, answered=answered, others=others, news=news,
+                                       record=lambda: minds.of_state(state))
+    return search.Hybrid(proposer, knobs) if choice.kind == "hybrid" else proposer
 
 
 def _check_ideas(options: Options, place: Site) -> None:
     """Raises UserError where the idea book is all there is and it has nothing for this target."""
-    if options.proposer in ("queue", "ideas") or proposers.choose("auto", place.config.model).kind == "llm":
+    if options.proposer in ("queue", "ideas") or proposers.choose(_wanted(options), place.config.model).kind != "ideas":
         return
     texts, _ = place.texts(place.start)
     fits = any(all(edit.search in texts.get(edit.path, "") for edit in card.edits)
@@ -327,7 +346,8 @@ def _check_ideas(options: Options, place: Site) -> None:
 
 
 def _wanted(options: Options) -> proposers.Wanted:
-    return "llm" if options.proposer == "llm" else "ideas" if options.proposer == "ideas" else "auto"
+    known: dict[str, proposers.Wanted] = {kind: kind for kind in ("hybrid", "llm", "search", "random", "ideas")}
+    return known.get(options.proposer, "auto")
 
 
 def _target(options: Options) -> Path:

@@ -1,5 +1,6 @@
-"""What every proposer promises. There are three: a model (llm.py), the idea book (ideas.py) and
-the user's patch files (queue_patches.py).
+"""What every proposer promises. They are models (llm.py, several as one in relay.py), an
+optimiser of constants (search.py), both by turns, the idea book (ideas.py), and the user's patch files
+(queue_patches.py).
 
 A proposer only proposes. It never sees a box, never decides a merge and never parses a metric.
 """
@@ -12,6 +13,9 @@ from typing import Protocol
 from agent.quote import one_line
 from agent.read import Briefing
 from agent.records import Cost, Proposal, Said
+
+MODELS = ("llm", "hybrid")
+"""Names of the proposers that ask a model."""
 
 
 class Proposer(Protocol):

@@ -20,7 +20,7 @@ from agent.propose import Proposer
 from agent.relay import Mind, Relay
 from agent.review import Reviewer
 
-Wanted = Literal["auto", "llm", "ideas"]
+Wanted = Literal["auto", "hybrid", "llm", "search", "random", "ideas"]
 _OPENAI = "https://api.openai.com/v1"
 PATIENCE_SECONDS = 10.0
 """Longest wait between two tries of one call: beyond it the model rests, and others are asked."""
@@ -30,7 +30,7 @@ PATIENCE_SECONDS = 10.0
 class Choice:
     """What ``choose`` found. ``note`` is for the user: what proposes, and how to change that."""
 
-    kind: Literal["llm", "ideas"]
+    kind: Literal["hybrid", "llm", "search", "random", "ideas"]
     note: str
 
 
@@ -46,10 +46,16 @@ def choose(wanted: Wanted, model: config.Model) -> Choice:
            "OpenAI-compatible endpoint).")
     if wanted == "ideas":
         return Choice("ideas", "Proposals come from the idea book.")
+    if wanted == "search" or wanted == "random":
+        how = "an optimiser" if wanted == "search" else "random moves"
+        return Choice(wanted, f"Proposals come from {how} over the numeric constants of the editable source.")
     if name and (key or base != _OPENAI):
         _check(base, key, model)
-        return Choice("llm", f"Proposals come from {name} at {shown_url(base)}; the editable source is sent there.")
-    if wanted == "llm":
+        source = f"{name} at {shown_url(base)}; the editable source is sent there."
+        if wanted == "llm":
+            return Choice("llm", f"Proposals come from {source}")
+        return Choice("hybrid", f"Proposals come by turns from an optimiser over numeric constants and from {source}")
+    if wanted in ("llm", "hybrid"):
         missing = "no model is named" if not name else f"{model.key_variable} is not set"
         raise UserError(f"No model can propose: {missing}.", how)
     reason = (f"No model is named, so {model.key_variable} is not used" if key else

@@ -32,6 +32,7 @@ from agent.court import Conclusion, Court, Trial
 from agent.errors import UserError
 from agent.ledger import Attempt, Clock, Ledger, State, utc_now
 from agent.patch import rebuilt
+from agent.propose import MODELS
 from agent.quote import one_line
 from agent.records import Merge, Order, OrderKind, Removal, Revert
 from agent.screen import Observer
@@ -123,7 +124,7 @@ def check(state: State, kind: OrderKind, attempt: Attempt | None, given: str = "
     if attempt is None:
         if kind in ("veto", "revert", "approve"):
             return "there is no such attempt"
-        wordless = kind == "steer" and state.campaign.get("proposer") != "llm"
+        wordless = kind == "steer" and state.campaign.get("proposer") not in MODELS
         return "no model proposes in this run, so nobody would read it" if wordless else ""
     name = attempt.proposal.id
     if kind == "veto" and attempt.proposal.parts and attempt.verdict is None:

@@ -94,7 +94,7 @@ def test_show_and_report_and_gc_print_where_things_lie(tmp_path: Path) -> None:
     (("status", "../x"), "There is no run in runs/ yet."),
     (("run", "missing"), "missing does not exist. Give the folder of a git repository"),
     (("run", "file"), "file is not a folder."),
-    (("run", "--proposer", "gpt"), "There is no proposer 'gpt'. Choose llm or ideas"),
+    (("run", "--proposer", "gpt"), "There is no proposer 'gpt'. Choose hybrid, llm, search, random or ideas"),
     (("try", "missing.patch"), "There is no patch file missing.patch."),
 ])
 def test_what_the_user_must_mend_is_one_line(tmp_path: Path, arguments: tuple[str, ...], said: str) -> None:

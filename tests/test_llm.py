@@ -574,7 +574,7 @@ def test_each_template_renders_with_its_declared_variables_alone(name: str) -> N
     whole = Prompts(PROMPTS).render(name, **{key: values[key] for key in names} | (
         {"briefing": briefing} if "briefing" in names else {}))
     assert len(whole) > 80 and "{{" not in whole
-    for key in set(names) - {"mode", "path", "metric", "direction", "tier"}:  # every other one can be left out of no text
+    for key in set(names) - {"mode", "path", "metric", "direction", "tier"}:  # none of the others is optional
         with pytest.raises(jinja2.UndefinedError):
             Prompts(PROMPTS).render(name, **{one: values[one] for one in names if one != key})
 

@@ -277,11 +277,11 @@ def test_a_key_without_a_named_model_sends_nothing(bare: pytest.MonkeyPatch) -> 
 
 def test_a_named_model_with_a_key_or_an_own_endpoint_is_used(bare: pytest.MonkeyPatch, cards: Path) -> None:
     local = config.Model(name="m", base_url="http://me:secret@localhost:9/v1")
-    assert choose("auto", local).kind == "llm" and "secret" not in choose("auto", local).note
+    assert choose("auto", local).kind == "hybrid" and "secret" not in choose("auto", local).note
     assert choose("ideas", local).kind == "ideas"
     bare.setenv("OPENAI_API_KEY", "sk-0123456789")
     named = choose("auto", config.Model(name="m"))
-    assert named.kind == "llm" and "api.openai.com" in named.note
+    assert named.kind == "hybrid" and "api.openai.com" in named.note
     proposer: Proposer = open_proposer(named, config.Model(name="m"), PROMPTS, seed=1)
     assert proposer.name == "llm" and proposer.ended == ""
 
