@@ -223,6 +223,8 @@ class Model(Section):
     stream: bool = Field(False, description="ask for the reply as a stream of pieces")
     attempts: int = Field(4, ge=1, description="calls per proposal before it is given up")
     repairs: int = Field(2, ge=0, description="repair rounds that show the model its error")
+    search: bool = Field(True, description="an optimiser of numeric constants takes turns with the model, where "
+                         "--proposer does not say otherwise")
     parallel: int = Field(4, ge=1, le=64, description="questions to the model at a time, at most")
     briefing_tokens: int = Field(60_000, ge=4000, description="tokens of a briefing at most, at three bytes each")
     explore: int = Field(6, ge=0, le=40, description="look-ups in source and past attempts before a proposal, where "

@@ -52,7 +52,7 @@ def choose(wanted: Wanted, model: config.Model) -> Choice:
     if name and (key or base != _OPENAI):
         _check(base, key, model)
         source = f"{name} at {shown_url(base)}; the editable source is sent there."
-        if wanted == "llm":
+        if wanted == "llm" or (wanted == "auto" and not model.search):
             return Choice("llm", f"Proposals come from {source}")
         return Choice("hybrid", f"Proposals come by turns from an optimiser over numeric constants and from {source}")
     if wanted in ("llm", "hybrid"):

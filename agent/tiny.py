@@ -364,6 +364,7 @@ scratch_mb = 64
 weights_mb = 1
 
 [model]
+search = false
 repairs = 1
 usd_per_million_prompt = 1000
 usd_per_million_completion = 1000

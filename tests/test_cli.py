@@ -49,7 +49,8 @@ def test_status_json_is_exactly_one_object(tmp_path: Path) -> None:
     assert json.loads(done.stdout) == {
         "run": "2026-03-01", "state": "finished", "attempts": 5, "merged": 2, "refused": 3, "tip": night.state.tip,
         "gain": {"metric": "val_bpb", "split": "final", "effect": -0.1, "low": -0.11, "high": -0.08},
-        "spent": {"runs": 13, "seconds": 133.0, "usd": 0.25},
+        "spent": {"runs": 13, "seconds": 133.0, "usd": 0.25}, "forecast": None, "paused": False, "reverted": 0,
+        "waiting": [],
     }
 
 
@@ -59,7 +60,8 @@ def test_status_takes_the_newest_run_and_sees_whether_it_lives(tmp_path: Path) -
     night.propose("Something")
     told = json.loads(invoke("status", "--json", "--runs", str(tmp_path)))
     assert told | {"spent": None} == {"run": "new", "state": "stopped", "attempts": 1, "merged": 0, "refused": 0,
-                                      "tip": "a" * 40, "gain": None, "spent": None}
+                                      "tip": "a" * 40, "gain": None, "spent": None, "forecast": None, "paused": False,
+                                      "reverted": 0, "waiting": []}
     with runs.lock(night.folder):
         assert json.loads(invoke("status", "--json", "--runs", str(tmp_path)))["state"] == "running"
     text = invoke("status", "--runs", str(tmp_path))
