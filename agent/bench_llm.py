@@ -118,7 +118,7 @@ def _servers(fault: FaultClass) -> Iterator[tuple[ScriptedModel, ScriptedModel]]
             number = next(numbers)
         edit = {"path": "settings.py", "search": "WORSE = 0", "replace": f"WORSE = {number}"}
         return Reply({"title": f"Worse by {number}", "hypothesis": "It is.", "direction": "constants",
-                      "expected_effect": None, "edits": [edit]})
+                      "expected_effect": None, "different": "another value", "edits": [edit]})
 
     def breaking(body: dict[str, Any]) -> Fixed:
         if len(first.requests) <= 1 or fault.item is None:

@@ -165,7 +165,8 @@ class Stub:
             return Status(401, {"error": {"message": "that was all"}})
         edit = {"path": "settings.py", "search": "WORSE = 0", "replace": f"WORSE = {number}"}
         return Delay(self.case.reply, Reply({"title": f"Worse by {number}", "hypothesis": "It sleeps as long.",
-                                             "direction": "constants", "expected_effect": None, "edits": [edit]},
+                                             "direction": "constants", "expected_effect": None,
+                                             "different": "another value", "edits": [edit]},
                                             model=str(body["model"])))
 
     def outage(self, ledger: Path) -> dict[str, Any]:

@@ -468,6 +468,7 @@ class Campaign:
         twin = self.novelty.same_change(candidate, attempt)
         objection = "" if twin else self.novelty.objection(attempt, candidate)
         if objection:
+            git.update_ref(self.site.repo, f"refs/heads/{candidate.branch}", "", None)
             self.mend(attempt, objection, repairs, Refusal("patch", objection))
             return
         self.ledger.append("candidate", candidate)

@@ -55,7 +55,7 @@ def with_endings(new: str, original: str) -> str:
 def replace(text: str, search: str, replacement: str, path: str) -> tuple[str, Tier]:
     """``text`` with the one place that reads ``search`` replaced, and the tier that found it. Raises PatchRefused."""
     found = [at for at in _occurrences(text, search) if _whole_words(text, at, at + len(search))]
-    if len(found) == 1:
+    if len(found) == 1 and not _lost_indentation(text, found[0], search, replacement):
         return text[:found[0]] + replacement + text[found[0] + len(search):], "exact"
     if len(found) > 1:
         raise _ambiguous(text, path, [text.count("\n", 0, at) for at in found])
@@ -68,6 +68,15 @@ def replace(text: str, search: str, replacement: str, path: str) -> tuple[str, T
     for old, new in parts:
         text = replace(text, old, new, path)[0]
     return text, "scattered"
+
+
+def _lost_indentation(text: str, at: int, search: str, replacement: str) -> bool:
+    """Whether one quoted line begins behind its indentation, and so do lines that are to follow it: then they want the
+    same shift, which an exact replacement would not give them."""
+    before = text[text.rfind("\n", 0, at) + 1:at]
+    later = [line for line in replacement.strip("\n").split("\n")[1:] if line.strip()]
+    return bool(before) and not before.strip() and len(search.strip().split("\n")) == 1 and any(
+        not line.startswith(before) for line in later)
 
 
 def places(text: str, search: str) -> int:

@@ -82,7 +82,7 @@ class Spending:
         """Whether what is left until the end is needed for the final pairs."""
         end = self.deadline
         return end is not None and now + datetime.timedelta(
-            seconds=self.state.longest * self.rounds(self._kept_back)) >= end
+            seconds=self._final_seconds * self.rounds(self._kept_back)) >= end
 
     # ------------------------------------------------------------------------------------------------ what is set aside
 
@@ -92,6 +92,11 @@ class Spending:
         final = self.site.config.judge.final_pairs
         wanted = 2 * final + audit_runs(self.caps.audit_pairs, max(1, len(self.state.kept)), final)
         return wanted if budget is None else min(wanted, budget // 3)
+
+    @property
+    def _final_seconds(self) -> float:
+        """Seconds of a run of the final number, its audit included."""
+        return self.state.longest + (self.state.longest_light if self.site.config.evaluate.audit else 0.0)
 
     @property
     def _kept_back(self) -> int:
@@ -106,7 +111,7 @@ class Spending:
         """Further runs."""
         if self.budget_runs is not None:
             left.append(self.budget_runs - self.used_runs)
-        one = state.longest + (state.longest_light if self.site.config.evaluate.audit else 0.0)
+        one = self._final_seconds
         if one:
             if self.caps.gpu_hours:
                 left.append((self.caps.gpu_hours * 3600 - self._held(0)) // one)
@@ -128,7 +133,7 @@ class Spending:
         if self.budget_runs is not None:
             found.append(self.budget_runs - self._kept_back - self.used_runs)
         if end is not None and longest:
-            seconds = (end - now).total_seconds() - longest * self.rounds(self._kept_back)
+            seconds = (end - now).total_seconds() - self._final_seconds * self.rounds(self._kept_back)
             found.append(int(seconds / longest * len(self.site.devices)))
         if self.caps.gpu_hours and longest:
             found.append(int((self.caps.gpu_hours * 3600 - self._held(self._kept_back)) / longest))

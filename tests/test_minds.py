@@ -19,7 +19,8 @@ COUNTS = st.integers(0, 200)
 def account(draw: st.DrawFn) -> Account:
     asked = draw(COUNTS)
     merged = draw(st.integers(0, asked))
-    return Account(asked, merged, merged * draw(st.floats(0.001, 1.0)), asked * draw(st.floats(0, 2.0)))
+    usd = draw(st.just(0.0) | st.floats(1e-6, 2.0))
+    return Account(asked, merged, merged * draw(st.floats(0.001, 1.0)), asked * usd)
 
 
 ACCOUNTS = st.dictionaries(st.sampled_from("abcde"), account(), max_size=5)

@@ -96,8 +96,10 @@ class World:
         self.search = KnobSearch(self.state, self.commits.__getitem__, seed, mode)  # type: ignore[arg-type]
 
     def briefing(self) -> Briefing:
-        return Briefing(self.state.tip, len(self.state.attempts) + 1, self.commits[self.state.tip], {}, (), (), 100,
-                        "val_bpb", "min", "", "sealed", "", tuple(self.history), "cpu", None)
+        return Briefing(
+            tip=self.state.tip, number=len(self.state.attempts) + 1, files=self.commits[self.state.tip], protected={},
+            editable=(), max_patch_lines=100, metric="val_bpb", direction="min", budget="", tier="sealed",
+            calibration="", history=tuple(self.history), preset="cpu", attempts_left=None)
 
     def step(self) -> Proposal | None:
         proposal = self.search.next(self.briefing())

@@ -94,7 +94,8 @@ def order_events(terminal: Terminal) -> list[dict[str, Any]]:
 
 
 def worse(number: int) -> Fixed:
-    return reply(f"Worse {number}", Edit("train.py", "uniform = 0.05 +", f"uniform = 0.{50 + number} +"))
+    """Each in its own words: one like a refused one but for its numbers is turned away."""
+    return reply(f"Worse {number}", Edit("train.py", "uniform = 0.05 +", f"uniform = w{number} = 0.{50 + number} +"))
 
 
 # ------------------------------------------------------------------------------------------------------- the file
