@@ -12,6 +12,7 @@
     habit    bench_habit.py      greedy loops on a wall clock, over patches that do nothing
     pipeline bench_pipeline.py   whether a slot ever waits for a model
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
+    chaos    bench_chaos.py      campaigns that are killed anywhere end like one that nobody touched
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
 Each prints a table, or with ``--json`` one object, and leaves nothing behind but prepared data. Progress goes to
@@ -34,6 +35,7 @@ from rich.table import Table
 from agent import (
     bench_audit,
     bench_bank,
+    bench_chaos,
     bench_habit,
     bench_machine,
     bench_pipeline,
@@ -91,6 +93,8 @@ BENCHES = {
                  bench_machine.box_options, bench_machine.box, trains=False),
     "attacks": Bench("hostile patches against the isolation level: does each bite undefended, and is each held",
                      suite.options, suite.measure, trains=False),
+    "chaos": Bench("campaigns killed at every event and at random instants: is the morning that of a quiet night?",
+                   bench_chaos.options, bench_chaos.chaos, trains=False),
     "policy": Bench("the gate against what others merge by, in simulated campaigns of known truth",
                     bench_policy.options, bench_policy.policy, trains=False, simulated=True),
 }

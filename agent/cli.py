@@ -223,15 +223,17 @@ def audit_command(
 
 @app.command("doctor")
 def doctor_command(
-    repo: Annotated[Path | None, typer.Argument(help="Target to look at.", show_default=False)] = None,
+    repo: Annotated[Path | None, typer.Argument(help="Target or run to look at.", show_default=False)] = None,
     preset: PresetOption = "", folder: RunsOption = RUNS, engine: EngineOption = "", slots: SlotsOption = None,
 ) -> None:
     """Look whether this machine and this target can run, and how to mend what is wrong. With --engine: whether those
-    machines can, by jobs of a second.
+    machines can, by jobs of a second. Given a run (its name or folder): whether that is sound, and what the next start
+    would mend.
     """
-    from agent import doctor, doctor_engine
+    from agent import checkup, doctor, doctor_engine
     failed = False
-    checks = (doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
+    run = checkup.find(folder, repo)
+    checks = (checkup.examine(run) if run else doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
               doctor.examine(repo, folder, preset))
     for check in checks:
         _print([check.line()])
@@ -307,7 +309,7 @@ def promote_command(
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
     """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
-    attacks, bank, replay, weigh or policy.
+    attacks, bank, replay, weigh, policy or chaos.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """

@@ -12,7 +12,6 @@ import dataclasses
 import time
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import urlsplit
 
 from agent import config
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Garbage, Quota, Reply, Transient
@@ -21,6 +20,7 @@ from agent.errors import UserError
 from agent.messages import SHRINKS, Prompts, answer_of, is_anchored, schema, shown_reply
 from agent.parse_reply import Parsed, parse_reply
 from agent.propose import ProposeFailed, add_costs, proposal_id
+from agent.quote import shown_url
 from agent.read import Briefing
 from agent.records import Cost, Proposal
 
@@ -134,9 +134,3 @@ class LlmProposer:
             raise UserError(f"The endpoint {where} does not answer: {error}.",
                             "Start it, or correct model.base_url (or OPENAI_BASE_URL), and run the same command again; "
                             "--proposer ideas needs no model.") from None
-
-
-def shown_url(url: str) -> str:
-    """``url`` without user, password and query: fit for a message."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"

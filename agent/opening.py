@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import __version__, calls, engines, git, proposers, queue_patches, resources, runs, site
+from agent import __version__, calls, engines, git, proposers, queue_patches, recovery, resources, runs, site
 from agent.config import Config
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
@@ -124,6 +124,7 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
     with contextlib.ExitStack() as on_failure:
         place, facts, engine = (_reopen(options, folder, ledger.state, observer, on_failure) if begun else
                                 _start(options, folder, continued, observer, on_failure))
+        facts |= recovery.mend(folder, ledger.state, observer.note)
         if begun:
             observer.note(f"going on with run {folder.name}: {len(ledger.state.attempts)} attempts, "
                           f"{len(ledger.state.merges)} merged so far")

@@ -10,11 +10,10 @@ from typing import Literal
 from urllib.parse import urlsplit
 
 from agent import config
-from agent.endpoint import Endpoint
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas
-from agent.llm import LlmProposer, shown_url
 from agent.propose import Proposer
+from agent.quote import shown_url
 
 Wanted = Literal["auto", "llm", "ideas"]
 _OPENAI = "https://api.openai.com/v1"
@@ -61,6 +60,9 @@ def open_proposer(choice: Choice, model: config.Model, prompts: Path, seed: int,
     """
     if choice.kind == "ideas":
         return IdeaBook(packaged_ideas(prompts / "ideas"), seed, done)
+    from agent.endpoint import Endpoint  # the openai client takes a third of a second to import
+    from agent.llm import LlmProposer
+
     base, name = config.endpoint(model)
     endpoint = Endpoint(model, config.key(model), base, name, sleep=sleep)
     endpoint.answered = answered

@@ -29,9 +29,10 @@ from agent.answers import (
 )
 from agent.endpoint import Endpoint
 from agent.errors import UserError
-from agent.llm import LlmProposer, shown_url
+from agent.llm import LlmProposer
 from agent.messages import Prompts, is_anchored, schema
 from agent.propose import ProposeFailed
+from agent.quote import shown_url
 from agent.read import HistoryLine
 from agent.records import Edit, Proposal, Verdict
 from agent.scripted import (
