@@ -14,6 +14,7 @@
     caps     bench_caps.py       whether caps hold in random campaigns, and forecasts come true
     llm-faults bench_llm.py     nights whose model breaks, in one way each
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
+    chaos    bench_chaos.py      campaigns that are killed anywhere end like one that nobody touched
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
     memory   bench_memory.py     duplicates, directions and a plateau over hundreds of attempts, simulated
 
@@ -38,6 +39,7 @@ from agent import (
     bench_audit,
     bench_bank,
     bench_caps,
+    bench_chaos,
     bench_habit,
     bench_llm,
     bench_machine,
@@ -101,6 +103,8 @@ BENCHES = {
                  bench_machine.box_options, bench_machine.box, trains=False),
     "attacks": Bench("hostile patches against the isolation level: does each bite undefended, and is each held",
                      suite.options, suite.measure, trains=False),
+    "chaos": Bench("campaigns killed at every event and at random instants: is the morning that of a quiet night?",
+                   bench_chaos.options, bench_chaos.chaos, trains=False),
     "policy": Bench("the gate against what others merge by, in simulated campaigns of known truth",
                     bench_policy.options, bench_policy.policy, trains=False, simulated=True),
     "memory": Bench("does a campaign repeat itself, look where it gains, and notice a plateau; simulated",

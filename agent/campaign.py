@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypedDict
 
-from agent import audits, git, guards, merge, report, runs, scope
+from agent import audits, git, guards, merge, recovery, report, runs, scope
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -210,6 +210,9 @@ class Campaign:
         for attempt in list(self.state.attempts.values()):
             if attempt.verdict is None:
                 self.retry(attempt)
+        for trial in [trial for trial in self.trials if not trial.ready]:
+            if (known := recovery.tiny_run(trial, self.state)) is not None:
+                self.absorb_preflight(trial, *known)
         self.court.consider()
         self.absorb(ended)
 

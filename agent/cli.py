@@ -242,16 +242,18 @@ def audit_command(
 
 @app.command("doctor")
 def doctor_command(
-    repo: Annotated[Path | None, typer.Argument(help="Target to look at.", show_default=False)] = None,
+    repo: Annotated[Path | None, typer.Argument(help="Target or run to look at.", show_default=False)] = None,
     preset: PresetOption = "", folder: RunsOption = RUNS, engine: EngineOption = "", slots: SlotsOption = None,
     model: Annotated[bool, typer.Option("--model", help="Probe the models instead, by some small questions.")] = False,
 ) -> None:
     """Look whether this machine and this target can run, and how to mend what is wrong. With --engine: whether those
-    machines can, by jobs of a second. With --model: what the endpoint can do, and how it will be asked.
+    machines can, by jobs of a second. With --model: what the endpoint can do, and how it will be asked. Given a run
+    (its name or folder): whether that is sound, and what the next start would mend.
     """
-    from agent import doctor, doctor_engine, doctor_model
+    from agent import checkup, doctor, doctor_engine, doctor_model
     failed = False
-    checks = (doctor_model.examine(repo, preset) if model else
+    run = checkup.find(folder, repo)
+    checks = (checkup.examine(run) if run else doctor_model.examine(repo, preset) if model else
               doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
               doctor.examine(repo, folder, preset))
     for check in checks:
@@ -328,7 +330,7 @@ def promote_command(
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
     """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
-    attacks, bank, replay, pipeline, llm-faults, caps, memory, weigh or policy.
+    attacks, bank, replay, pipeline, llm-faults, caps, chaos, memory, weigh or policy.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """

@@ -17,8 +17,8 @@ from agent import config
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Quota
 from agent.doctor import Check
 from agent.endpoint import Endpoint
-from agent.llm import shown_url
 from agent.proposers import choose, open_endpoint
+from agent.quote import shown_url
 from agent.records import Cost
 from agent.resources import default_target
 

@@ -18,6 +18,7 @@ import os
 import re
 import shutil
 import tempfile
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,6 +28,8 @@ from agent.errors import UserError
 
 ACCEPTED = "refs/heads/accepted"
 IDENTITY = ("Ratchet", "ratchet@localhost")
+KILLED, KILLED_TRIES = (-9, 137), 3
+"""Exit states of a git that SIGKILL ended, and how often a command is tried then."""
 IGNORED = ("__pycache__", ".git", "data", "*.pyc")
 FILE_MODES = ("100644", "100755")
 _IMPORT_DATE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
@@ -45,9 +48,10 @@ _ALONE = {
 class GitError(Exception):
     """Git said no where it was expected to say yes."""
 
-    def __init__(self, arguments: Sequence[str], status: int, stderr: str) -> None:
+    def __init__(self, arguments: Sequence[str], status: int, stderr: str, again: bool = False) -> None:
+        """``again``: an earlier try of the same command was killed, and may have done its work."""
         super().__init__(f"git {' '.join(arguments)}: exit {status}: {stderr.strip() or 'no message'}")
-        self.status, self.stderr = status, stderr
+        self.status, self.stderr, self.again = status, stderr, again
 
 
 class RefMoved(Exception):
@@ -114,12 +118,20 @@ def run(
         "with_extended_output": True, "with_exceptions": False, "stdout_as_string": False,
         "strip_newline_in_stdout": False, "output_stream": output, "start_new_session": not personal}
     with _readable(stdin) as source:
-        answer = gitpython.Git(str(place)).execute(command, istream=source, **how)
-    status, out, err = cast(tuple[int, bytes, str], answer)
+        for left in reversed(range(KILLED_TRIES)):
+            answer = gitpython.Git(str(place)).execute(command, istream=source, **how)
+            status, out, err = cast(tuple[int, bytes, str], answer)
+            if status not in KILLED or not bare or not left:
+                break
+            unlock(place)  # by the kernel for lack of memory, or by a person: every command here may be done again
+            source.seek(0)
+            if output is not None:
+                output.seek(0)
+                output.truncate()
     if status != 0:
         if "No space left on device" in err:
             raise _disk_full(place)
-        raise GitError(arguments, status, err)
+        raise GitError(arguments, status, err, again=left < KILLED_TRIES - 1)
     return b"" if output is not None else out
 
 
@@ -403,9 +415,40 @@ def update_ref(repo: Path, ref: str, new: str, old: str | None, bare: bool = Tru
         run(repo, "update-ref", "--no-deref", *change, *expected, bare=bare)
     except GitError as error:
         actual = resolve(repo, ref, bare=bare) or ""
+        if error.again and actual == new:
+            return  # moved by the try that was killed right after
         if old is not None and actual != old:
             raise RefMoved(ref, old, actual) from error
         raise
+
+
+def stale_locks(repo: Path) -> list[Path]:
+    """Lock files in a bare repository. Whoever holds the run's lock and runs no git knows that they are stale: git
+    leaves them behind when it is killed, and refuses to move the ref for ever after."""
+    named = [repo / name for name in ("HEAD.lock", "config.lock", "packed-refs.lock", "shallow.lock")]
+    return sorted([path for path in named if path.exists()] + list((repo / "refs").rglob("*.lock")))
+
+
+def unlock(repo: Path, patience: float = 5.0) -> list[Path]:
+    """Remove stale locks, once no git of a killed process works on ``repo`` any more. Returns what was removed."""
+    deadline = time.monotonic() + patience
+    while stale_locks(repo) and _in_use(repo) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    found = stale_locks(repo)
+    for path in found:
+        path.unlink(missing_ok=True)
+    return found
+
+
+def _in_use(repo: Path) -> bool:
+    """Whether a git process was started on ``repo`` and lives."""
+    own = os.fsencode(str(repo))
+    for place in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            words = (place / "cmdline").read_bytes().split(b"\0")
+            if b"--git-dir" in words and own in words:
+                return True
+    return False
 
 
 def matches(path: str, patterns: Iterable[str], fold: bool = False) -> bool:

@@ -1,8 +1,9 @@
 """The ledger: one JSON line an event, appended and fsynced, replayed into a State. The only memory of decisions.
 
 A line is ``{"n": 7, "t": "2026-03-01T02:03:04+00:00", "event": "verdict", "data": {...}}``. A torn last line (the
-machine died while writing) is cut off when the ledger is opened; any other unreadable line is an error, since
-skipping it would change history. Intent lines come before an effect, outcome lines after it.
+machine died while writing: no line end, or zeros where a block never reached the disk) is cut off when the ledger is
+opened; any other unreadable line is an error, since skipping it would change history. Intent lines come before an
+effect, outcome lines after it.
 """
 
 from __future__ import annotations
@@ -329,22 +330,28 @@ class Ledger:
         """Open or create ``path``; cut a torn last line. Raises UserError when a line before it is unreadable."""
         self.path, self._clock = path, clock
         path.parent.mkdir(parents=True, exist_ok=True)
-        whole = _whole_bytes(path)
+        torn, new = torn_bytes(path), not path.exists()
         self._file = path.open("ab", buffering=0)  # a buffer would write what a full disk refused a second time
-        if whole < path.stat().st_size:
-            self._file.truncate(whole)
+        if new:
+            sync_folder(path.parent)  # else a power cut may take the whole file, though its lines were synced
+        if torn:
+            self._file.truncate(path.stat().st_size - torn)
         self.state, self._count = replay(path)
 
     def append(self, event: Event, data: Any) -> None:
         """Write one event to disk (fsync), then apply it. ``data`` is a record or a JSON object.
 
-        Raises UserError when the disk is full; the ledger then still ends in a whole line.
+        Raises UserError when the disk is full (the ledger then still ends in a whole line) or the file is gone.
         """
         plain = data if isinstance(data, dict) else to_json(data)
         time = self._clock().isoformat(timespec="milliseconds")
         line = json.dumps({"n": self._count, "t": time, "event": event, "data": plain}, allow_nan=True)
         rest = memoryview(line.encode() + b"\n")
-        size = self.path.stat().st_size
+        try:
+            size = self.path.stat().st_size
+        except FileNotFoundError as error:
+            raise UserError(f"{self.path} is gone: somebody removed or moved the run's folder.", "Put it back and run "
+                            "the same command again, or start a new run with --name.") from error
         try:
             while rest:
                 rest = rest[self._file.write(rest):]
@@ -381,6 +388,8 @@ def events(path: Path) -> Iterator[tuple[str, dict[str, Any], str]]:
         for number, line in enumerate(file, start=1):
             if not line.endswith(b"\n"):
                 return
+            if b"\0" in line and not file.peek(1):
+                return
             try:
                 entry = json.loads(line)
                 yield str(entry["event"]), entry["data"], str(entry["t"])
@@ -393,9 +402,21 @@ def _damaged(path: Path, number: int, what: str) -> UserError:
                      "Restore the file from a backup, or start a new run with --name.")
 
 
-def _whole_bytes(path: Path) -> int:
-    """Length of the file up to and including its last newline."""
+def torn_bytes(path: Path) -> int:
+    """Bytes of a torn last line, 0 where there is none. JSON holds no zero byte: a line with one never reached the disk
+    whole, so nobody has acted on it."""
     if not path.exists():
         return 0
     data = path.read_bytes()
-    return data.rfind(b"\n") + 1
+    whole = data.rfind(b"\n") + 1
+    last = data.rfind(b"\n", 0, max(whole - 1, 0)) + 1
+    return len(data) - (last if b"\0" in data[last:whole] else whole)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the names in ``folder`` survive a power cut."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(opened)
+    finally:
+        os.close(opened)

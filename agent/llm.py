@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from agent import config
 from agent.answers import Auth, BadRequest, ContextOverflow, EndpointError, Garbage, Quota, Reply, Transient
@@ -23,6 +22,7 @@ from agent.explore import Explorer
 from agent.messages import SHRINKS, Prompts, answer_of, mode_for, schema, shown_reply
 from agent.parse_reply import Parsed, parse_reply
 from agent.propose import ProposeFailed, add_costs, proposal_id
+from agent.quote import shown_url
 from agent.read import Briefing
 from agent.records import Cost, Prediction, Proposal, Said
 
@@ -163,9 +163,3 @@ class LlmProposer:
                              "Start it, or correct model.base_url (or OPENAI_BASE_URL), and run the same command "
                              "again; --proposer ideas needs no model.")
         return None
-
-
-def shown_url(url: str) -> str:
-    """``url`` without user, password and query: fit for a message."""
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"

@@ -18,6 +18,7 @@ from agent import (
     minds,
     proposers,
     queue_patches,
+    recovery,
     resources,
     runs,
     search,
@@ -143,6 +144,7 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
     with contextlib.ExitStack() as on_failure:
         place, facts, engine = (_reopen(options, folder, ledger.state, observer, on_failure) if begun else
                                 _start(options, folder, continued, observer, on_failure))
+        facts |= recovery.mend(folder, ledger.state, observer.note)
         if begun:
             observer.note(f"going on with run {folder.name}: {len(ledger.state.attempts)} attempts, "
                           f"{len(ledger.state.merges)} merged so far")

@@ -14,9 +14,10 @@ from agent.breaker import Breaker
 from agent.endpoint import Endpoint
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas
-from agent.llm import LlmProposer, shown_url
+from agent.llm import LlmProposer
 from agent.news import News
 from agent.propose import Proposer
+from agent.quote import shown_url
 from agent.relay import Mind, Relay
 from agent.review import Reviewer
 

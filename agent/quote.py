@@ -9,6 +9,7 @@ outside the box or merged without a measurement.
 from __future__ import annotations
 
 import re
+from urllib.parse import urlsplit
 
 _ANSI = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)")
 _CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2066-\u2069\ufeff\ud800-\udfff]")
@@ -47,3 +48,9 @@ def quoted(text: str, cap: int = 3000) -> str:
     if len(body) > cap:
         body = f"[{len(body) - cap} characters left out]\n" + body[-cap:]
     return fence(body, "text")
+
+
+def shown_url(url: str) -> str:
+    """``url`` without user, password and query: fit for a message."""
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.hostname or ''}{f':{parts.port}' if parts.port else ''}{parts.path}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent import audit_view, guards, plot, view
+from agent import audit_view, guards, view
 from agent.ledger import State
 from sandbox import box
 from sandbox.job import write_atomically
@@ -28,6 +28,8 @@ _TIER = {
 
 def write(state: State, folder: Path) -> Path:
     """Write both files under ``folder/report`` and return the page's path. Overwrites older ones."""
+    from agent import plot  # matplotlib takes longer to import than a killed campaign to go on
+
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)
     write_atomically(report / PLOT, plot.png(state))

@@ -125,12 +125,13 @@ class Request:
 class ScriptedModel:
     """The server, as a context manager. ``base_url`` goes into ``model.base_url``; ``requests`` is what came."""
 
-    def __init__(self, script: Sequence[Item], then: Item | None = None) -> None:
+    def __init__(self, script: Sequence[Item], then: Item | None = None, port: int = 0) -> None:
+        """``port``: where it listens; any free one if left out."""
         self.requests: list[Request] = []
         self._script = list(script)
         self._then: Item = then or Status(503, {"error": {"message": "the script is at its end"}})
         self._lock, self._closing = threading.Lock(), threading.Event()
-        self._server = _Server(("127.0.0.1", 0), _Handler)
+        self._server = _Server(("127.0.0.1", port), _Handler)
         self._server.model = self
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True)
 

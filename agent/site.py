@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 from agent import config as configuration
-from agent import git
+from agent import data_sums, git
 from agent.config import Config
 from agent.errors import UserError
 from sandbox import gpu
@@ -180,6 +180,10 @@ def prepare(config: Config, source: Path, cache: Path, say: Callable[[str], None
     if not config.data.prepare:
         return None
     place = cache / _key(config, source)
+    damaged = data_sums.broken(place)
+    if damaged:
+        say(f"{place / damaged} is damaged: the data are prepared again")
+        data_sums.discard(place)
     if not (place / "meta.json").exists():
         say("preparing data (once for this machine)")
         cache.mkdir(parents=True, exist_ok=True)
@@ -189,6 +193,7 @@ def prepare(config: Config, source: Path, cache: Path, say: Callable[[str], None
             if not (out / "meta.json").exists():
                 raise UserError(f"data.prepare wrote no meta.json to {{out}} ({config.data.prepare}).",
                                 "It must write train.bin, val.bin, confirm.bin, final.bin, token_bytes.npy, meta.json.")
+            data_sums.seal(out)
             if not place.exists():
                 out.rename(place)
     try:

@@ -36,6 +36,8 @@ PASSED_ON = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "LANG")
 
 AHEAD = ".ahead-"
 """Beginning of the names of folders in which boxes wait, beside the job folders; then the agent's pid and a number."""
+SIGNING = 10.0
+"""Seconds in which a started supervisor has noted whose the folder is, though its agent was killed before."""
 PARTING = 10.0
 """Seconds for a waiting supervisor to end by itself."""
 
@@ -240,6 +242,9 @@ class LocalEngine:
             self._taken.discard(folder)
             self._launch(folder, None)
             return None
+        if result is None and not (folder / "supervisor.pid").exists():
+            # its agent died between noting and starting it, which is a stop and no failure of the machine
+            return None if _starting(folder) else read_result(folder) or Result(folder.name, "infra", "stopped")
         if result is None and not alive:
             return Result(folder.name, "infra", "lost: the supervisor ended without a result "
                                                 f"({last_line(folder / 'supervisor.log')})")
@@ -312,7 +317,7 @@ def _sign(folder: Path, popen: subprocess.Popen[bytes]) -> None:
     """Note in the folder whose it is."""
     found = process.stat(popen.pid)
     if found is not None:
-        write_atomically(folder / "supervisor.pid", f"{popen.pid} {found.start_ticks}".encode())
+        write_atomically(folder / "supervisor.pid", process.name_of(popen.pid, found).encode())
 
 
 def _sweep(jobs: Path) -> None:
@@ -324,12 +329,21 @@ def _sweep(jobs: Path) -> None:
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:
-    """(pid, start ticks) of the folder's supervisor, or None."""
+    """(pid, start ticks) of the folder's supervisor, or None; also for one of before the machine was started anew,
+    whose numbers may be another's now."""
     try:
-        pid, ticks = (folder / "supervisor.pid").read_text(encoding="ascii").split()
-        return int(pid), int(ticks)
+        pid, ticks, *boot = (folder / "supervisor.pid").read_text(encoding="ascii").split()
+        return (int(pid), int(ticks)) if boot in ([], [process.boot_id()]) else None
     except (OSError, ValueError):
         return None
+
+
+def _starting(folder: Path) -> bool:
+    """Whether a supervisor may have been started that had no time yet to sign."""
+    try:
+        return abs(time.time() - (folder / "supervisor.log").stat().st_mtime) < SIGNING
+    except FileNotFoundError:
+        return False
 
 
 def environment() -> dict[str, str]:

@@ -25,14 +25,16 @@ class JobFault(Exception):
 def from_exit(code: int, tail: str) -> JobFault:
     """Fault of a process that ended by itself with ``code`` (not 0), from the end of its log.
 
-    Signal 9 that the harness did not send is nearly always the kernel's out-of-memory killer. bubblewrap reports
-    signal N as 128 + N, Popen as -N.
+    Signal 9 that neither the harness nor the box's own memory cap sent (running.py knows those) comes from outside:
+    from the kernel when the whole machine is out of memory, or from a person. The machine's fault, so the job is done
+    again. bubblewrap reports signal N as 128 + N, Popen as -N.
     """
     if OUT_OF_MEMORY.search(tail):
         return JobFault("oom", last_error(tail) or "out of memory")
     number = -code if code < 0 else code - 128 if 128 < code < 160 else 0
     if number == 9:
-        return JobFault("oom", "killed from outside (signal 9), most likely by the kernel for lack of memory")
+        return JobFault("infra", "killed from outside (signal 9), most likely by the kernel for lack of memory on the "
+                                 "machine")
     if number:
         return JobFault("crash", f"died of signal {number}")
     return JobFault("crash", last_error(tail) or f"exit code {code}")

@@ -5,7 +5,7 @@ The supervisor owns the clock, the limits and the box. Whatever happens it ends 
 into place; a folder without ``result.json`` whose supervisor is gone was lost to the machine, not to the job.
 
     job.json        Job, written by the caller, whole (temp + rename)
-    supervisor.pid  pid and start time of the supervisor (``"<pid> <start ticks>"``)
+    supervisor.pid  which process the supervisor is (``"<pid> <start ticks> <boot id>"``)
     progress.json   Progress, replaced about twice a second: for screens, never for decisions
     log.txt         what the job printed: bounded, control bytes stripped
     weights.safetensors   the last complete weights frame (kept only when ``Job.keep_weights``)

@@ -7,6 +7,7 @@ visible under their outer ids. Nothing here asks the job for anything. Linux onl
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import resource
 import signal
@@ -48,6 +49,21 @@ def running(pid: int, start_ticks: int) -> bool:
     """Whether that very process still runs: a reused pid has another start time, a zombie has ended."""
     found = stat(pid)
     return found is not None and found.start_ticks == start_ticks and found.state not in "ZX"
+
+
+@functools.cache
+def boot_id() -> str:
+    """Another one each time that the machine is started: pids and start ticks begin anew then."""
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return "unknown"
+
+
+def name_of(pid: int, found: Stat) -> str:
+    """A process in words that no other process ever has: pid, start ticks, boot."""
+    return f"{pid} {found.start_ticks} {boot_id()}"
 
 
 def children(pid: int) -> list[int]:
@@ -231,9 +247,10 @@ def reap(keep: set[int]) -> None:
                 continue
 
 
-def become_subreaper() -> None:
-    """Let orphans below this process become its children instead of init's, so that none is lost from sight."""
-    _prctl(PR_SET_CHILD_SUBREAPER, 1)
+def become_subreaper(adopt: bool = True) -> None:
+    """Let orphans below this process become its children instead of init's, so that none is lost from sight; or no
+    longer."""
+    _prctl(PR_SET_CHILD_SUBREAPER, int(adopt))
 
 
 def die_with_parent() -> None:

@@ -482,7 +482,7 @@ def wait_ahead(folder: Path, library_hints: tuple[str, ...]) -> None:
 def _sign(folder: Path) -> None:
     own = process.stat(os.getpid())
     if own is not None:
-        write_atomically(folder / "supervisor.pid", f"{os.getpid()} {own.start_ticks}".encode())
+        write_atomically(folder / "supervisor.pid", process.name_of(os.getpid(), own).encode())
 
 
 def main(argv: list[str]) -> int:

@@ -32,11 +32,12 @@ from agent.answers import (
 )
 from agent.edit_modes import Tried
 from agent.endpoint import LARGEST_BODY, Endpoint
-from agent.llm import LlmProposer, NoAnswer, shown_url
+from agent.llm import LlmProposer, NoAnswer
 from agent.messages import Prompts, mode_for, schema
 from agent.notebook import Notebook
 from agent.plateau import Plateau
 from agent.propose import ProposeFailed
+from agent.quote import shown_url
 from agent.read import HistoryLine
 from agent.records import Edit, Proposal, Verdict
 from agent.scripted import (
