@@ -54,11 +54,11 @@ def find(folder: Path, named: Path | None) -> Path | None:
 def examine(folder: Path) -> Iterator[Check]:
     """One line a check of run ``folder``; an error is what no later start would mend."""
     try:
-        yield from _ledger(folder)
         state, _ = replay(folder / runs.LEDGER)
     except UserError as error:
         yield Check("ledger", "error", error.problem, error.mend)
         return
+    yield from _ledger(folder)
     alive = runs.held(folder)
     yield Check("lock", "ok", "a living ratchet works on it" if alive else "free")
     yield from _open_work(folder, state, alive)
