@@ -23,7 +23,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
-from agent import audits, git, guards, merge, report, runs
+from agent import audits, git, guards, merge, phases, report, runs
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -149,7 +149,7 @@ class Campaign:
         self.give_up_rest()
         self.tidy()
         self.measure_gain()
-        self.ledger.append("finished", {})
+        self.ledger.append("finished", {"phases": phases.facts(self.state)})
         report.write(self.state, self.site.folder)
         self.observer.finished(self.state)
 
@@ -161,7 +161,7 @@ class Campaign:
             for _, result in self.slots.wait(1.0):
                 self.ledger.append("run_finished", result)
             waited += 1.0
-        self.ledger.append("stopped", {"reason": "interrupted"})
+        self.ledger.append("stopped", {"reason": "interrupted", "phases": phases.facts(self.state)})
 
     def resume(self) -> None:
         """Finish what an earlier process began: a merge, live jobs, candidates without a verdict."""

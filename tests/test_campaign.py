@@ -332,7 +332,7 @@ def test_status_of_the_night(night: tuple[Path, subprocess.CompletedProcess[str]
     code, out, err = edge("status", "--json", "--runs", str(runs))
     told = json.loads(out)
     assert (code, err) == (0, "") and list(told) == ["run", "state", "attempts", "merged", "refused", "tip", "gain",
-                                                     "spent"]
+                                                     "spent", "time"]
     assert (told["state"], told["attempts"], told["merged"], told["refused"]) == ("finished", 12, 2, 10)
     assert told["gain"]["effect"] < 0 and set(told["spent"]) == {"runs", "seconds", "usd"}
     assert (only_run(runs) / "report" / "progress.png").stat().st_size > 1000
