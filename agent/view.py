@@ -129,7 +129,8 @@ def status(state: State, alive: bool) -> dict[str, Any]:
     """The object of ``ratchet status --json``.
 
     ``gain.effect`` is negative when the tip is better, whichever way the metric goes: for a metric that is maximised
-    the sign is turned. ``time`` is there once a run was started (phases.py). ``promoted``, where that was tried, is the verdict by preset and budget.
+    the sign is turned. ``time`` is there once a run was started (phases.py). ``promoted``, where that was tried, is the
+    verdict by preset and budget.
 
     ``alive``: a process holds the run's lock; without it a running ledger is a stopped run.
     """
@@ -144,7 +145,8 @@ def status(state: State, alive: bool) -> dict[str, Any]:
         "gain": _gain(state),
         "spent": {"runs": training_runs(state), "seconds": round(state.device_seconds, 3),
                   "usd": round(state.usd, 6)},
-    } | ({"time": phases.facts(state)} if state.runs else {}) | ({"promoted": {one.there: one.parts[0].verdict for one in state.promotions}} if state.promotions else {})
+    } | ({"time": phases.facts(state)} if state.runs else {}) | (
+        {"promoted": {one.there: one.parts[0].verdict for one in state.promotions}} if state.promotions else {})
 
 
 def _gain(state: State) -> dict[str, Any] | None:
