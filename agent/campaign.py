@@ -57,6 +57,7 @@ from agent.records import (
 from agent.screen import Observer
 from agent.single import Single
 from agent.spending import Spending
+from sandbox import gpu
 
 __all__ = ["Campaign", "Options", "run"]
 
@@ -142,7 +143,8 @@ class Campaign:
         while True:
             drawn = self.fill()
             self.tidy()
-            if not (drawn or self.slots.busy or self.awaited() or self.court.pending()):
+            resting = self.slots.rests.any and bool(self.trials)
+            if not (drawn or self.slots.busy or self.awaited() or self.court.pending() or resting):
                 break
             self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
             self.receive()
@@ -464,6 +466,8 @@ class Campaign:
 
     def absorb(self, ended: list[tuple[Run, Result]]) -> None:
         """Record what ended, then take every decision that it allows."""
+        while self.slots.rests.notes:
+            self.note(self.slots.rests.notes.pop(0))
         for run_, result in ended:
             if result.fault and shutil.disk_usage(self.site.folder).free < FULL_BYTES:
                 self.ledger.append("run_finished", dataclasses.replace(result, fault="infra"))
@@ -643,7 +647,8 @@ class Campaign:
     def conditions(self, attempt: Attempt, verdict: Verdict) -> merge.Conditions:
         """Under what the candidate was measured, for its commit."""
         measured = [self.state.results[pair.candidate_run] for pair in verdict.pairs]
-        spent = sum(self.state.results[r.id].seconds for r in attempt.runs if r.id in self.state.results)
+        spent = sum(self.state.results[r.id].seconds * gpu.count(r.device) for r in attempt.runs
+                    if r.id in self.state.results)
         return merge.Conditions(
             self.site.config.metric.name, self.site.config.metric.direction,
             self.budget_text(self.state.runs[verdict.pairs[0].candidate_run].steps),

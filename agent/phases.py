@@ -99,15 +99,15 @@ def of(state: State) -> Phases:
             seen[run.device].append(result)
             for phase, took in split(run, result, sum(b - a for a, b in inside)).items():
                 seconds[phase] += took
-    devices = []
+    made: list[Device] = []
     for name, number in slots.items():
         useful, all_of_it = covered(held[name], number), covered([*held[name], *void[name]], number)
         seconds["wait"] += max(0.0, room[name] - useful)
         whole = room[name] or 1.0
-        devices.append(Device(name, number, min(1.0, useful / whole), max(0.0, all_of_it - useful) / whole,
-                              _utilisation(seen[name])))
+        made.append(Device(name, number, min(1.0, useful / whole), max(0.0, all_of_it - useful) / whole,
+                           _utilisation(seen[name])))
     seconds["propose"] = sum(attempt.proposal.cost.seconds for attempt in state.attempts.values())
-    return Phases(sum(end - start for start, end, _ in sessions), sum(room.values()), seconds, tuple(devices),
+    return Phases(sum(end - start for start, end, _ in sessions), sum(room.values()), seconds, tuple(made),
                   sum(any(run.trains for run in attempt.runs) for attempt in state.judged))
 
 

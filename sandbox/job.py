@@ -121,7 +121,9 @@ class Job:
     """Folder with the same of the incumbent's run on this seed: where a model beats it most is audited too. Empty:
     no such run."""
     device: str = "cpu"
-    """``cpu`` or ``cuda:N``."""
+    """``cpu``, ``cuda:N``, or ``cuda:N+M`` for a group of GPUs."""
+    shared: bool = False
+    """Other jobs of the same caller may use the device meanwhile."""
     threads: int = 1
     batches: Batches | None = None
     data: tuple[str, ...] = ()
