@@ -62,11 +62,11 @@ class Bank:
                 and (found := self._state.results.get(run.id)) and found.fault not in (None, "infra")}
 
     def tries(self, run: Run) -> int:
-        """Starts of this run that the machine failed (a stop is no failure)."""
+        """Starts of this run that the machine failed (a stop is no failure, nor is a device that rests for it)."""
         alike = [r.id for r in self._state.alike.get((run.tree, run.steps), ())
                  if (r.seed, r.purpose) == (run.seed, run.purpose)]
         results = [self._state.results[name] for name in alike if name in self._state.results]
-        return sum(r.fault == "infra" and r.message != "stopped" for r in results)
+        return sum(r.fault == "infra" and r.message != "stopped" and not r.device_fault for r in results)
 
     def pairs(self, candidate: Candidate, steps: int, seeds: list[int]) -> list[Pair]:
         """Complete pairs of ``candidate`` with the tip, in the order of the seeds.

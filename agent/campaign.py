@@ -25,7 +25,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, TypedDict
 
-from agent import audits, git, guards, merge, recovery, report, runs, scope
+from agent import audits, git, guards, merge, phases, recovery, report, runs, scope
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -67,6 +67,7 @@ from agent.screen import Observer
 from agent.single import Single
 from agent.spending import Spending, lost
 from agent.steering import Steering
+from sandbox import gpu
 
 __all__ = ["Campaign", "Options", "run"]
 
@@ -163,14 +164,16 @@ class Campaign:
             self.tick()
             drawn = self.fill()
             self.tidy()
-            if not (drawn or self.slots.busy or self.awaited() or self.court.pending() or self.steering.holds()):
+            resting = self.slots.rests.any and bool(self.trials)
+            if not (drawn or self.slots.busy or self.awaited() or self.court.pending() or self.steering.holds()
+                    or resting):
                 break
             self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
             self.receive()
         self.give_up_rest()
         self.tidy()
         self.measure_gain()
-        self.ledger.append("finished", {})
+        self.ledger.append("finished", {"phases": phases.facts(self.state)})
         report.write(self.state, self.site.folder)
         self.observer.finished(self.state)
 
@@ -189,7 +192,7 @@ class Campaign:
                 self.ledger.append("run_finished", result)
             waited += 1.0
         lost(self.ledger, self.drafts.pending)
-        self.ledger.append("stopped", {"reason": self.steering.reason})
+        self.ledger.append("stopped", {"reason": self.steering.reason, "phases": phases.facts(self.state)})
 
     def resume(self) -> None:
         """Finish what an earlier process began: a merge, live jobs, candidates without a verdict."""
@@ -529,6 +532,8 @@ class Campaign:
 
     def absorb(self, ended: list[tuple[Run, Result]]) -> None:
         """Record what ended, then take every decision that it allows."""
+        while self.slots.rests.notes:
+            self.note(self.slots.rests.notes.pop(0))
         for run_, result in ended:
             if result.fault and shutil.disk_usage(self.site.folder).free < FULL_BYTES:
                 self.ledger.append("run_finished", dataclasses.replace(result, fault="infra"))
@@ -714,7 +719,8 @@ class Campaign:
     def conditions(self, attempt: Attempt, verdict: Verdict) -> merge.Conditions:
         """Under what the candidate was measured, for its commit."""
         measured = [self.state.results[pair.candidate_run] for pair in verdict.pairs]
-        spent = sum(self.state.results[r.id].seconds for r in attempt.runs if r.id in self.state.results)
+        spent = sum(self.state.results[r.id].seconds * gpu.count(r.device) for r in attempt.runs
+                    if r.id in self.state.results)
         return merge.Conditions(
             self.site.config.metric.name, self.site.config.metric.direction,
             self.budget_text(self.state.runs[verdict.pairs[0].candidate_run].steps),

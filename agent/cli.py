@@ -174,6 +174,25 @@ def report_command(name: NameArgument = "", folder: RunsOption = RUNS) -> None:
     typer.echo(str(report.write(state, place)))
 
 
+@app.command("trace")
+def trace_command(
+    name: NameArgument = "",
+    out: Annotated[Path | None, typer.Option("-o", "--out", metavar="FILE", show_default=False,
+                                             help="Where to write it; trace.json in the run's folder if left "
+                                             "out.")] = None,
+    folder: RunsOption = RUNS,
+) -> None:
+    """Write the run as a trace for chrome://tracing or ui.perfetto.dev: slots, questions to the model, verdicts."""
+    from agent import ledger, trace
+    place = runs.resolve(folder, name)
+    target = out or place / "trace.json"
+    try:
+        target.write_text(json.dumps(trace.trace(ledger.events(place / runs.LEDGER))) + "\n", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"Cannot write {target}: {error.strerror}.", "Give another file with -o.") from error
+    typer.echo(str(target))
+
+
 @app.command("export")
 def export_command(
     name: NameArgument = "",

@@ -41,6 +41,7 @@ from agent.records import Ablation, Closing, Examined, Gain, Merge, Pair, Plan, 
 from agent.screen import Observer
 from agent.site import Site
 from agent.sooner import sooner
+from sandbox import gpu
 from sandbox.engine import Engine
 
 ALONE_SEED, TOGETHER_SEED, GAIN_SEED = 1_500_000_001, 1_600_000_009, 1_700_000_009
@@ -391,7 +392,8 @@ class ClosingAudit:
         budget = f"{steps} {config.budget.unit.replace('_', ' ')}" if steps else f"{config.budget.amount:g} seconds"
         return merge.Conditions(config.metric.name, config.metric.direction, budget,
                                 results[0].fingerprint.get("device", self.site.devices[0]),
-                                min(r.level for r in results), config.evaluate.tier, sum(r.seconds for r in results),
+                                min(r.level for r in results), config.evaluate.tier,
+                                sum(r.seconds for r in results) * gpu.count(self.site.devices[0]),
                                 self.site.on_gpus, str(self.state.campaign["name"]))
 
     # ------------------------------------------------------------------------------------------------------ the end

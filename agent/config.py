@@ -24,7 +24,7 @@ LEAST = """[train]  command = "python train.py"  [evaluate]  pattern = 'loss: ([
 """The smallest config that can run."""
 News = Literal["merge", "trouble", "approval", "end"]
 EngineKind = Literal["local", "ray", "slurm"]
-PLACEHOLDERS = ("seed", "steps", "seconds", "preset", "device", "out")
+PLACEHOLDERS = ("seed", "steps", "seconds", "preset", "device", "gpus", "out")
 """What ``train.command`` may hold in braces."""
 
 
@@ -38,11 +38,15 @@ class Train(Section):
     """How to start one training run."""
 
     command: str = Field(description='command line, e.g. "python train.py --seed {seed} --steps {steps} --out {out}"; '
-                         "{seed}, {steps}, {seconds}, {preset}, {device} and {out} are filled in")
+                         "{seed}, {steps}, {seconds}, {preset}, {device}, {gpus} and {out} are filled in")
     served: bool = Field(False, description="the harness serves the batches and takes the weights over HARNESS_FD")
     rows: int = Field(8, ge=1, description="rows of one served batch")
     sequence: int = Field(128, ge=8, description="tokens of one served row")
     threads: int = Field(1, ge=1, description="CPU threads of one run")
+    gpus_per_run: int = Field(1, ge=1, le=64, description="GPUs of one run, for a command that uses several, e.g. "
+                              "torchrun --nproc-per-node {gpus}; local engine only")
+    jobs_per_gpu: int = Field(1, ge=1, le=64, description="runs side by side on one GPU, for small ones that leave it "
+                              "idle and fit in its memory together")
     environment: dict[str, str] = Field(default_factory=dict, description="environment of the run; never a secret")
     data: list[str] = Field(default_factory=list, description="folders that the run may read besides its source")
     warm: list[str] = Field(default_factory=list, description="modules that boxes import before their job is known, so "
@@ -386,6 +390,9 @@ def _check(config: Config, where: str) -> None:
     if config.train.served and (config.budget.unit == "seconds" or config.budget.amount < 1):
         raise UserError(f"{where}: a served target is budgeted in steps.",
                         'Set  [budget]  unit = "charged_steps"  amount = 200')
+    if config.train.gpus_per_run > 1 and config.train.jobs_per_gpu > 1:
+        raise UserError(f"{where}: train.gpus_per_run and train.jobs_per_gpu exclude each other.",
+                        "Leave one of them at 1.")
     if config.train.warm and not (config.train.served and re.match(r"python3? [^-/]\S*\.py\b", config.train.command)):
         raise UserError(f"{where}: train.warm needs a target that the harness serves and a command  python SCRIPT.py.",
                         "Set warm = [].")

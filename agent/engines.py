@@ -44,6 +44,10 @@ def cluster(kind: EngineKind, table: Engine, folder: Path) -> Cluster | None:
 
 def reserve(engine: Cluster, config: Config, slots: int | None, highest: int) -> tuple[str, ...]:
     """The device of each slot. GPUs where there are any and the preset is not ``cpu``. Raises UserError."""
+    for key in ("gpus_per_run", "jobs_per_gpu"):
+        if getattr(config.train, key) > 1:
+            raise UserError(f"train.{key} works on this machine's own GPUs alone (--engine local).",
+                            f"Set train.{key} = 1 for this engine.")
     try:
         return engine.reserve(engine.gpus > 0 and config.preset != "cpu", config.train.threads,
                               slots or config.engine.slots or None, highest)

@@ -74,6 +74,17 @@ class Attempt:
 
 
 @dataclass(slots=True)
+class Session:
+    """One process's part of a campaign, from its ``started`` to its ``stopped`` or ``finished``, or to its last event
+    if it died."""
+
+    start: str
+    end: str
+    devices: tuple[str, ...]
+    """One a slot."""
+
+
+@dataclass(slots=True)
 class State:
     """What the ledger says. A view: rebuilt by replay, never stored."""
 
@@ -150,6 +161,9 @@ class State:
     """Seconds of the longest run that gave a score."""
     first_time: str = ""
     last_time: str = ""
+    spans: dict[str, tuple[str, str]] = field(default_factory=dict)
+    """Of each run: when it was started, and when its result was taken; empty: it still runs."""
+    sessions: list[Session] = field(default_factory=list)
 
     @property
     def open_runs(self) -> list[Run]:
@@ -186,8 +200,12 @@ class State:
             self.session, self.stopping = time, False
         if event != "promotion":  # not of the night
             self.last_time = time
+        if self.phase == "running" and event != "started":
+            self.sessions[-1].end = time
         if event == "started":
             self.campaign, self.phase = data, "running"
+            devices = data.get("devices") or [data.get("device", "cpu")] * int(data.get("slots") or 1)
+            self.sessions.append(Session(time, time, tuple(devices)))
             self.tip = self.tip or str(data["start"])
         elif event == "proposal":
             proposal = from_json(Proposal, data)
@@ -220,6 +238,7 @@ class State:
                 self.trained += run.trains
             self.runs[run.id] = run
             self.results.pop(run.id, None)
+            self.spans[run.id] = time, ""
             if run.candidate in self.attempts:
                 runs = self.attempts[run.candidate].runs
                 if all(known.id != run.id for known in runs):
@@ -228,6 +247,7 @@ class State:
             result = from_json(Result, data)
             self.results[result.id] = result
             self._hold(result)
+            self.spans[result.id] = self.spans.get(result.id, (time,))[0], time
             ended = self.runs.get(result.id)
             if ended is not None and ended.purpose == "audit" and result.fault != "infra":
                 self.audited[ended.audits] = result

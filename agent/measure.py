@@ -15,8 +15,9 @@ from agent.errors import UserError
 from agent.git import matches
 from agent.ledger import State
 from agent.records import Purpose, Result, Run
+from agent.rests import Rests
 from agent.site import SPLITS, Site
-from sandbox import gpu
+from sandbox import gpu, gpu_watch
 from sandbox.engine import Engine, EngineError
 from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Progress, bulk_file
 from sandbox.view import inner_device
@@ -80,9 +81,11 @@ def compile_cache(site: Site, state: State) -> Path | None:
 
 
 def keeps_cache(site: Site, state: State, run: Run) -> bool:
-    """Whether ``run`` may leave its compiled kernels to others: on a GPU, and only for the owner's own commit."""
-    return (run.purpose == "baseline" and gpu.index(run.device) is not None and run.seed == site.config.seeds.first
-            and not state.merges and not state.campaign.get("previous"))
+    """Whether ``run`` may leave its compiled kernels to others: on a GPU, only for the owner's own commit, and of a
+    target that leaves its weights on the wire: others need the place where the kernels would be kept for their output.
+    """
+    return (site.config.train.served and run.purpose == "baseline" and gpu.index(run.device) is not None
+            and run.seed == site.config.seeds.first and not state.merges and not state.campaign.get("previous"))
 
 
 def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, cache: Path | None = None,
@@ -105,15 +108,16 @@ def job_of(site: Site, run: Run, source: Path, incumbent: Path | None = None, ca
                       limits.weights_mb),
         keep_weights=run.trains and run.purpose != "weigh" and audits.wanted(config),
         compile_cache=str(cache or ""), keep_compile_cache=keep_cache and cache is None,
-        warm=tuple(config.train.warm), check=run.purpose == "preflight", max_level=site.level,
-        min_level=site.least_level)
+        warm=tuple(config.train.warm), shared=shared(site, run.device), check=run.purpose == "preflight",
+        max_level=site.level, min_level=site.least_level)
 
 
 def _command(site: Site, run: Run, text: str) -> tuple[str, ...]:
     """argv of a command line of the config. ``{out}`` is left to the sandbox, which alone knows the box."""
     budget = site.config.budget
     values = {"seed": str(run.seed), "steps": str(run.steps), "seconds": f"{budget.amount:g}",
-              "preset": site.config.preset, "device": inner_device(run.device)}
+              "preset": site.config.preset, "device": inner_device(run.device),
+              "gpus": str(gpu.count(run.device))}
     words = shlex.split(text)
     for name, value in values.items():
         words = [word.replace("{" + name + "}", value) for word in words]
@@ -157,6 +161,11 @@ def idle_cores(site: Site) -> int:
     return max(0, min(len(site.devices), cores // site.config.train.threads - len(site.devices)))
 
 
+def shared(site: Site, device: str) -> bool:
+    """Whether several slots use the same device."""
+    return site.devices.count(device) > 1
+
+
 def _light(run: Run) -> bool:
     return run.purpose in ("preflight", "audit")
 
@@ -177,6 +186,7 @@ class Slots:
     def __init__(self, site: Site, engine: Engine, beside: int = 0) -> None:
         """``beside``: places for jobs that are no training runs, besides the slots; see ``idle_cores``."""
         self._site, self._engine = site, engine
+        self.rests = Rests(lambda device: gpu_watch.ask(device, site.folder / "jobs", shared(site, device)))
         self._slots = [Slot(device) for device in site.devices] + [
             Slot(site.devices[0], beside=True) for _ in range(beside)]
 
@@ -194,10 +204,25 @@ class Slots:
         slot = self._free(device, light)
         return slot.device if slot else None
 
+    def home(self, seed: int) -> str:
+        """The device of a seed: the same for all its runs, until that is given up; then another one.
+
+        Raises UserError when none is left.
+        """
+        devices = self._site.devices
+        first = devices[seed % len(devices)]
+        if not self.rests.given_up(first):
+            return first
+        left = [device for device in devices if not self.rests.given_up(device)]
+        if not left:
+            raise UserError(f"No device is left to train on: {self.rests.given_up(first)}.",
+                            "See nvidia-smi; once it is mended, the same command goes on where it stopped.")
+        return left[seed % len(left)]
+
     def _free(self, device: str, light: bool) -> Slot | None:
         """A light job goes beside the slots where it can."""
         fit = [slot for slot in self._slots if slot.run is None and device in ("", slot.device)
-               and (light or not slot.beside)]
+               and (light or not slot.beside) and not self.rests.rests(slot.device)]
         return max(fit, key=lambda slot: slot.beside, default=None)
 
     def start(self, run: Run, job: Job) -> None:
@@ -232,6 +257,7 @@ class Slots:
                 result = self._engine.poll(self._site.folder / slot.run.folder) if slot.run else None
                 if slot.run and result is not None:
                     ended.append((slot.run, result))
+                    self.rests.heard(slot.run, result)
                     slot.run = None
             if ended or time.monotonic() >= deadline:
                 return ended

@@ -58,7 +58,7 @@ class Needs:
 
     def device_for(self, seed: int) -> str:
         """A seed's runs all use one device, so that a pair shares it."""
-        return self.site.devices[seed % len(self.site.devices)]
+        return self.slots.home(seed)
 
     def start(self, need: Need, device: str, candidate: str | None) -> None:
         """Intent line, then the job."""

@@ -10,7 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent import audit_view, guards, view
+from agent import audit_view, guards, phases, view
 from agent.ledger import State
 from sandbox import box
 from sandbox.job import write_atomically
@@ -43,7 +43,7 @@ def markdown(state: State) -> str:
     rows = view.rows(state)
     name = view.clean(str(state.campaign.get("name", "")))
     parts = [f"# Ratchet run {name}", _facts(state), _summary(state, rows), f"![Progress]({PLOT})",
-             _merged(state, rows), _audited(state), _promoted(state), _guards(state),
+             _merged(state, rows), _audited(state), _promoted(state), _guards(state), _phases(state),
              _refused(rows, view.maximised(state)), _failed(rows), _adopt(state, name), _controlled(state)]
     if state.notes:
         parts.append("## Notes of the run\n\n" + "\n".join(f"- {_cell(note)}" for note in state.notes))
@@ -130,6 +130,20 @@ def _guards(state: State) -> str:
     lines += [f"| {name} | {guards.shown(name, found.value)} | {guards.change(found)} | {_cap(caps.get(name, 0))} |"
               for name, found in verdict.guards.items()]
     return "## Beside the loss\n\n" + "\n".join(lines)
+
+
+def _phases(state: State) -> str:
+    """Where the slots' time went."""
+    found = phases.of(state)
+    if not state.runs or not found.room:
+        return ""
+    lines = ["| phase | seconds | of slot time |", "|---|--:|--:|"]
+    lines += [f"| {name} | {found.seconds[name]:.0f} | {found.seconds[name] / found.room:.1%} |"
+              for name in (*phases.JOB, "wait")]
+    lines.append(f"| propose (beside it) | {found.seconds['propose']:.0f} | - |")
+    devices = "\n".join(f"- {_cell(phases.line(device))}" for device in found.devices)
+    return (f"## Time\n\n{found.experiments} experiments in {view.duration(found.wall)}, {found.per_hour:.1f} an "
+            f"hour; slots were busy {found.busy:.1%}.\n\n" + "\n".join(lines) + "\n\n" + devices)
 
 
 def _cap(cap: float) -> str:

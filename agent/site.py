@@ -55,7 +55,8 @@ class Site:
     config: Config
     data: Data | None
     devices: tuple[str, ...]
-    """One entry a slot: ``cpu`` or ``cuda:N``; on another machine ``ray:NODE:cpu`` or ``ray:NODE:cuda:N``."""
+    """One entry a slot: ``cpu``, ``cuda:N`` or ``cuda:N+M``; on another machine ``ray:NODE:cpu`` or
+    ``ray:NODE:cuda:N``."""
     level: int
     """Highest isolation level to use."""
     seed: int
@@ -152,15 +153,32 @@ def read_config(repo: Path, commit: str, prefix: str, preset: str, gpus: int) ->
 
 
 def find_devices(config: Config, slots: int | None) -> tuple[str, ...]:
-    """One slot a GPU where there are any and the preset is not ``cpu``; else one slot for each set of CPU threads.
+    """One slot a GPU, or a group of them (``train.gpus_per_run``), where there are any and the preset is not ``cpu``;
+    else one slot for each set of CPU threads.
 
-    More ``slots`` than GPUs share them: for jobs that leave a GPU idle and fit in its memory side by side.
+    ``train.jobs_per_gpu``, and more ``slots`` than GPUs, share them: for jobs that leave a GPU idle and fit in its
+    memory side by side. Raises UserError where a group cannot be made, or not of GPUs of one kind.
     """
     count = 0 if config.preset == "cpu" else gpu_count()
     if count:
-        return tuple(f"cuda:{i % count}" for i in range(slots or count))
+        groups = _groups(count, config.train.gpus_per_run)
+        return tuple(groups[i % len(groups)] for i in range(slots or len(groups) * config.train.jobs_per_gpu))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ("cpu",) * (slots or max(1, min(8, cores // config.train.threads)))
+
+
+def _groups(count: int, size: int) -> list[str]:
+    """Devices of ``size`` GPUs each, neighbours together. Raises UserError."""
+    if size > count:
+        raise UserError(f"train.gpus_per_run is {size}, and this machine has {count} GPU(s).",
+                        "Set it to what there is, or run on a machine with more.")
+    groups = ["cuda:" + "+".join(map(str, range(first, first + size))) for first in range(0, count - size + 1, size)]
+    for group in groups:
+        kinds = {card.name for card in gpu.cards(group)}
+        if len(kinds) > 1:
+            raise UserError(f"train.gpus_per_run would put {' and '.join(sorted(kinds))} into one run ({group}).",
+                            "Show ratchet GPUs of one kind only, or set train.gpus_per_run = 1.")
+    return groups
 
 
 def gpu_count() -> int:

@@ -33,7 +33,11 @@ class Spending:
                  pending: Callable[[], int] = lambda: 0) -> None:
         """``pending``: questions to the model that are on their way."""
         self.site, self.state, self.until, self._pending = site, state, until, pending
-        self.caps: Caps = site.config.caps
+        gpus = site.config.train.gpus_per_run
+        self.caps: Caps = site.config.caps.model_copy(update={
+            "gpu_hours": site.config.caps.gpu_hours / gpus,
+            "usd_per_gpu_hour": site.config.caps.usd_per_gpu_hour * gpus})
+        """With hours of a slot, which may be several GPUs, in place of hours of a GPU."""
         self.budget_runs = budget_runs or self.caps.experiments or None
         self._disk, self._look_again = 0, 0.0
 
@@ -51,7 +55,7 @@ class Spending:
         if self.out_of_time(now):
             return "wall time"
         if self.caps.gpu_hours and self._held(1 + self._kept_back) > self.caps.gpu_hours * 3600:
-            return f"{self.caps.gpu_hours:g} GPU-hours"
+            return f"{self.site.config.caps.gpu_hours:g} GPU-hours"
         if self.caps.usd and self.dollars(1 + self._kept_back, 0) > self.caps.usd:
             return f"${self.caps.usd:g}"
         ahead = (1 + self._running + self._kept_back) / max(1, len(self.state.runs))

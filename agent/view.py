@@ -12,7 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from agent import guards
+from agent import guards, phases
 from agent.errors import UserError
 from agent.ledger import Attempt, State
 from agent.records import Estimate, Fault, Order, Outcome, Pair, Promotion, Stage, Transfer
@@ -129,7 +129,8 @@ def status(state: State, alive: bool) -> dict[str, Any]:
     """The object of ``ratchet status --json``.
 
     ``gain.effect`` is negative when the tip is better, whichever way the metric goes: for a metric that is maximised
-    the sign is turned. ``promoted``, where that was tried, is the verdict by preset and budget.
+    the sign is turned. ``time`` is there once a run was started (phases.py). ``promoted``, where that was tried, is the
+    verdict by preset and budget.
 
     ``alive``: a process holds the run's lock; without it a running ledger is a stopped run.
     """
@@ -148,7 +149,8 @@ def status(state: State, alive: bool) -> dict[str, Any]:
         "gain": _gain(state),
         "spent": {"runs": training_runs(state), "seconds": round(state.device_seconds, 3),
                   "usd": round(state.usd, 6)},
-    } | ({"promoted": {one.there: one.parts[0].verdict for one in state.promotions}} if state.promotions else {})
+    } | ({"time": phases.facts(state)} if state.runs else {}) | (
+        {"promoted": {one.there: one.parts[0].verdict for one in state.promotions}} if state.promotions else {})
 
 
 def _gain(state: State) -> dict[str, Any] | None:
@@ -209,6 +211,7 @@ def status_lines(state: State, alive: bool) -> list[str]:
         *(f"promoted  {transfer_line(one, one.parts[0])}" for one in state.promotions if one.tip == state.tip),
         f"spent     {spent_line(state)}",
         *([f"forecast  {forecast_line(state.forecasts[-1])}"] if state.forecasts else []),
+        *phases.lines(state),
         f"time      {_clock(state.first_time)} to {_clock(state.last_time)} UTC",
     ]
     if facts.get("previous"):

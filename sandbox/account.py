@@ -48,6 +48,9 @@ class Account:
     inference_charge: float = 0.0
     peak_memory_mb: float = 0.0
     gpu_memory_mb: float = 0.0
+    gpu_busy: float | None = None
+    gpu_clock_mhz: float = 0.0
+    device_fault: str = ""
     parameters: int = 0
     weights_bytes: int = 0
     weights_sha256: str = ""

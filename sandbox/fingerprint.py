@@ -6,6 +6,7 @@ import functools
 import hashlib
 import platform
 import sys
+from collections import Counter
 from importlib import metadata
 from pathlib import Path
 
@@ -17,15 +18,20 @@ RULER = ("score.py", "serve_batches.py")
 
 def fingerprint(device: str) -> dict[str, str]:
     """device, driver, torch, python, ruler. torch is not imported, only its installed version is read."""
-    number = gpu.index(device)
-    found = gpu.find(number) if number is not None else None
+    cards = gpu.cards(device)
     return {
-        "device": found.name if found is not None else _processor() if number is None else device,
-        "driver": found.driver if found is not None else "",
+        "device": _names(cards) if cards else _processor() if gpu.index(device) is None else device,
+        "driver": cards[0].driver if cards else "",
         "torch": _version("torch"),
         "python": platform.python_version(),
         "ruler": ruler(),
     }
+
+
+def _names(cards: tuple[gpu.Gpu, ...]) -> str:
+    """``NVIDIA H100``, ``2 x NVIDIA H100``, or both kinds of a mixed group."""
+    counts = Counter(card.name for card in cards)
+    return " + ".join(name if len(cards) == 1 else f"{number} x {name}" for name, number in sorted(counts.items()))
 
 
 @functools.cache

@@ -1,7 +1,8 @@
 """What the box needs to know of an NVIDIA GPU, without importing torch: its node, its libraries, its memory.
 
-``cuda:N`` counts as nvidia-smi does. The device node's number (``/dev/nvidiaM``) is the driver's minor number, which
-differs from N in a container that was given some of a host's GPUs.
+``cuda:N`` counts as nvidia-smi does; ``cuda:N+M`` is a group of GPUs that one job uses together. The device node's
+number (``/dev/nvidiaM``) is the driver's minor number, which differs from N in a container that was given some of a
+host's GPUs.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import subprocess
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 LIBRARY_FOLDERS = ("/usr/local/nvidia/lib64", "/usr/local/nvidia/lib", "/usr/lib64", "/usr/lib/x86_64-linux-gnu",
                    "/usr/lib/aarch64-linux-gnu", "/usr/lib/wsl/lib", "/run/opengl-driver/lib")
@@ -30,10 +32,25 @@ class Gpu:
     driver: str
 
 
+def indices(device: str) -> tuple[int, ...]:
+    """N, M, ... of ``cuda:N+M+...`` (0 for ``cuda``), also of ``ENGINE:MACHINE:cuda:N``; empty for any other device."""
+    found = re.fullmatch(r"(?:.*:)?cuda(?::(\d+(?:\+\d+)*))?", device)
+    return tuple(int(word) for word in (found.group(1) or "0").split("+")) if found else ()
+
+
 def index(device: str) -> int | None:
-    """N of ``cuda:N`` (0 for ``cuda``), also of ``ENGINE:MACHINE:cuda:N``; None for any other device."""
-    found = re.fullmatch(r"(?:.*:)?cuda(?::(\d+))?", device)
-    return int(found.group(1) or 0) if found else None
+    """The first GPU of ``device``; None where it has none."""
+    return next(iter(indices(device)), None)
+
+
+def count(device: str) -> int:
+    """GPUs of ``device``; 1 for any other device."""
+    return len(indices(device)) or 1
+
+
+def cards(device: str) -> tuple[Gpu, ...]:
+    """The GPUs of ``device`` that nvidia-smi finds."""
+    return tuple(card for number in indices(device) if (card := find(number)) is not None)
 
 
 @functools.cache
@@ -54,9 +71,10 @@ def find(number: int) -> Gpu | None:
                field("Product Name", "unknown"), field("Driver Version", "unknown"))
 
 
-def nodes(gpu: Gpu) -> tuple[str, ...]:
-    """Device nodes of exactly this GPU, and those that all share."""
-    return (*SHARED_NODES, f"/dev/nvidia{gpu.minor}")
+def nodes(gpus: Iterable[Gpu]) -> tuple[str, ...]:
+    """Device nodes of exactly these GPUs, and those that all share; none without a GPU."""
+    own = tuple(f"/dev/nvidia{gpu.minor}" for gpu in gpus)
+    return (*SHARED_NODES, *own) if own else ()
 
 
 def library_folders(hints: Iterable[str]) -> tuple[tuple[str, ...], bool]:
@@ -75,18 +93,29 @@ def library_folders(hints: Iterable[str]) -> tuple[tuple[str, ...], bool]:
     return tuple(dict.fromkeys(places)), False
 
 
-def memory_reader(gpu: Gpu) -> Callable[[], float]:
-    """A function that tells the MiB in use on the GPU: through NVML where it is installed, else nvidia-smi."""
+def nvml() -> Any:
+    """The module ``pynvml``, ready to be asked; None where there is no driver. The only place that opens NVML."""
     try:
-        nvml = importlib.import_module("pynvml")
+        module = importlib.import_module("pynvml")
     except ImportError:
+        return None
+    try:
+        module.nvmlInit()
+    except module.NVMLError:
+        return None
+    return module
+
+
+def memory_reader(gpu: Gpu) -> Callable[[], float]:
+    """A function that tells the MiB in use on the GPU: through NVML where it is there, else nvidia-smi."""
+    module = nvml()
+    if module is None:
         return lambda: _smi_memory_mb(gpu)
     try:
-        nvml.nvmlInit()
-        handle = nvml.nvmlDeviceGetHandleByUUID(gpu.uuid)
-    except nvml.NVMLError:
+        handle = module.nvmlDeviceGetHandleByUUID(gpu.uuid)
+    except module.NVMLError:
         return lambda: _smi_memory_mb(gpu)
-    return lambda: float(nvml.nvmlDeviceGetMemoryInfo(handle).used) / 2**20
+    return lambda: float(module.nvmlDeviceGetMemoryInfo(handle).used) / 2**20
 
 
 def _smi_memory_mb(gpu: Gpu) -> float:

@@ -108,12 +108,10 @@ def but_hidden(box: BoxSpec) -> list[Rule]:
 
 
 def _gpu(box: BoxSpec) -> Iterator[Rule]:
-    """The nodes of the box's own GPU, its driver's libraries, and what CUDA reads and names."""
-    number = gpu.index(box.device)
-    if number is None:
+    """The nodes of the box's own GPUs, its driver's libraries, and what CUDA reads and names."""
+    if gpu.index(box.device) is None:
         return
-    found = gpu.find(number)
-    for node in gpu.nodes(found) if found is not None else ():
+    for node in gpu.nodes(gpu.cards(box.device)):
         yield node, DEVICE | confine.READ_DIR | confine.IOCTL_DEV
     for path in ("/sys", "/proc/driver", "/proc/devices", "/proc/sys/vm/mmap_min_addr",
                  *gpu.library_folders(box.library_hints)[0]):

@@ -121,7 +121,9 @@ class Job:
     """Folder with the same of the incumbent's run on this seed: where a model beats it most is audited too. Empty:
     no such run."""
     device: str = "cpu"
-    """``cpu`` or ``cuda:N``."""
+    """``cpu``, ``cuda:N``, or ``cuda:N+M`` for a group of GPUs."""
+    shared: bool = False
+    """Other jobs of the same caller may use the device meanwhile."""
     threads: int = 1
     batches: Batches | None = None
     data: tuple[str, ...] = ()
@@ -239,6 +241,12 @@ class Result:
     """The whole job."""
     peak_memory_mb: float = 0.0
     gpu_memory_mb: float = 0.0
+    gpu_busy: float | None = None
+    """Mean utilisation of the job's GPUs while its boxes ran, 0 to 1, as the driver gives it; None: not seen."""
+    gpu_clock_mhz: float = 0.0
+    """Median clock of their multiprocessors in looks at which they were in use; 0: not seen."""
+    device_fault: str = ""
+    """What is wrong with the device itself (sandbox/gpu_watch.py); the fault is then ``infra``."""
     parameters: int = 0
     weights_bytes: int = 0
     weights_sha256: str = ""

@@ -22,11 +22,11 @@ from pathlib import Path
 from typing import Literal
 
 from sandbox import box as boxes
-from sandbox import cgroup, gpu, process, view
+from sandbox import cgroup, gpu, gpu_watch, process, view
 from sandbox.job import Limits
 from sandbox.view import BoxSpec
 
-Reason = Literal["done", "stopped", "timeout", "memory", "log", "output", "processes", "watch"]
+Reason = Literal["done", "stopped", "timeout", "memory", "log", "output", "processes", "watch", "device"]
 TICK = 0.05
 SAMPLE_EVERY, GLANCE_EVERY, DISK_EVERY, GPU_EVERY = 4, 10, 20, 40
 """Ticks between samples of clock and memory (0.2 s), progress (0.5 s), disk (1 s), GPU memory (2 s)."""
@@ -115,6 +115,8 @@ class RunningBox:
     """Why the harness killed it; None when it ended by itself."""
     peak_memory_mb: float = 0.0
     gpu_memory_mb: float = 0.0
+    gpus: gpu_watch.Watch | None = None
+    """The watch over the job's GPUs that this box looks after."""
     executed: bool = True
     """False when the box itself could not be set up."""
     trouble: str = ""
@@ -192,7 +194,6 @@ class RunningBox:
             self.group.remove()
 
     def _watch_limits(self, glance: Callable[[], None]) -> None:
-        reader = self._gpu_reader()
         tick = 0
         while self.popen.poll() is None:
             if time.monotonic() - self.began > self.wall_seconds:
@@ -204,8 +205,8 @@ class RunningBox:
             if tick % DISK_EVERY == DISK_EVERY - 1 and (
                     self._disk_mb() > self.spec.limits.scratch_mb or self._files() > FILES):
                 self.kill("output")
-            if reader is not None and tick % GPU_EVERY == GPU_EVERY - 1:
-                self.gpu_memory_mb = max(self.gpu_memory_mb, reader())
+            if tick % GPU_EVERY == GPU_EVERY - 1:
+                self._look_at_gpus()
             if tick % GLANCE_EVERY == 0:
                 glance()
             tick += 1
@@ -250,10 +251,15 @@ class RunningBox:
                     count += found.f_files - found.f_ffree
         return count
 
-    def _gpu_reader(self) -> Callable[[], float] | None:
-        number = gpu.index(self.spec.device)
-        found = gpu.find(number) if number is not None else None
-        return gpu.memory_reader(found) if found is not None else None
+    def _look_at_gpus(self) -> None:
+        """Through the job's watch, which also says whether they are fit to measure on; without NVML memory alone."""
+        if self.gpus is not None:
+            self.gpus.look()
+            self.gpu_memory_mb = max(self.gpu_memory_mb, self.gpus.memory_mb)
+            if self.gpus.complaint:
+                self.kill("device")
+        elif cards := gpu.cards(self.spec.device):
+            self.gpu_memory_mb = max(self.gpu_memory_mb, sum(gpu.memory_reader(card)() for card in cards))
 
     def _read_status(self) -> None:
         """Whether the command was executed at all, by what the wrapper reported."""

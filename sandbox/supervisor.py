@@ -26,7 +26,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TypeVar
 
-from sandbox import audit, gpu, overlay, process, score, twin, warm, weights
+from sandbox import audit, gpu, gpu_watch, overlay, process, score, twin, warm, weights
 from sandbox import box as boxes
 from sandbox.account import Account
 from sandbox.faults import JobFault, exception_name, from_exit
@@ -57,6 +57,7 @@ class Supervisor:
         self._boxes: list[RunningBox] = []
         self._ahead = ahead
         self._roots: set[int] = ahead.roots if ahead is not None else set()
+        self._gpus: gpu_watch.Watch | None = None
         self._stopped = False
         self._level = boxes.Level.PLAIN
 
@@ -67,6 +68,7 @@ class Supervisor:
             self._level = boxes.probe(self.job.max_level)
             self.account.level, self.account.fingerprint = int(self._level), fingerprint(self.job.device)
             self._check()
+            self._gpus = gpu_watch.watch(self.job.device, self.folder.parent, self.job.shared)
             if self.job.kind == "twin":
                 self._twin()
             elif self.job.kind in ("score", "audit") and self.job.evaluation is not None:
@@ -85,7 +87,18 @@ class Supervisor:
             if self._ahead is not None:
                 self._ahead.close()
             self._clean()
+            self._judge_gpus()
         return self.account.result()
+
+    def _judge_gpus(self) -> None:
+        """A run on a GPU that was not fit for it is void, however it ended."""
+        if self._gpus is None:
+            return
+        complaint = self._gpus.end()
+        self.account.gpu_busy, self.account.gpu_clock_mhz = self._gpus.busy, self._gpus.clock_mhz
+        if complaint and not self._stopped:
+            self.account.fault, self.account.message = "infra", complaint
+            self.account.device_fault = complaint
 
     def _check(self) -> None:
         """Refuse a job that cannot be run as described. Raises JobFault (infra: the caller's mistake)."""
@@ -100,9 +113,9 @@ class Supervisor:
             raise JobFault("infra", f"a job of kind {job.kind} needs a sealed evaluation")
         if evaluation is not None and evaluation.tier != "reported" and not evaluation.command:
             raise JobFault("infra", f"a {evaluation.tier} evaluation needs a command")
-        number = gpu.index(job.device)
-        if number is not None and gpu.find(number) is None:
-            raise JobFault("infra", f"nvidia-smi finds no GPU {number}")
+        missing = [number for number in gpu.indices(job.device) if gpu.find(number) is None]
+        if missing:
+            raise JobFault("infra", f"nvidia-smi finds no GPU {', '.join(map(str, missing))}")
 
     # -- boxes ---------------------------------------------------------------------------------------------------
 
@@ -127,6 +140,7 @@ class Supervisor:
                        job.environment, job.data, job.hidden, output, output_writable,
                        cache, keep, self._cpus(), self._hints)
         box = start(spec, self._level, self.folder / log, wall, self._roots, wire=wire)
+        self._look_after(box)
         self._boxes.append(box)
         if self._stopped:  # the signal came while the box was being started and did not find it
             box.kill("stopped")
@@ -143,11 +157,17 @@ class Supervisor:
             box = warm.hand_over(waiting, command, source, log, wall, self._cpus())
             if box is not None:
                 self.account.warm += 1
+                self._look_after(box)
                 if self._stopped:
                     box.kill("stopped")
                 return box
             self._boxes.remove(waiting.box)
         return None
+
+    def _look_after(self, box: RunningBox) -> None:
+        """One box at a time looks at the job's GPUs: of a twin job the first."""
+        if not any(other.gpus is not None and not other.ended.is_set() for other in self._boxes):
+            box.gpus = self._gpus
 
     def _cpus(self) -> frozenset[int]:
         """The same processors for both sides of a twin job on ``cpu``: they never run at once, so they share the
@@ -174,6 +194,7 @@ class Supervisor:
             "log": JobFault("crash", f"{what} printed far more than its log limit of {limits.log_mb} MiB"),
             "output": JobFault("crash", f"{what} wrote more than its disk limit of {limits.scratch_mb} MiB"),
             "processes": JobFault("crash", f"{what} had more than {limits.processes} processes"),
+            "device": JobFault("infra", self._gpus.complaint if self._gpus is not None else ""),
             "watch": JobFault("infra", "the watch over the box failed; see supervisor.log"),
         }.get(box.reason or "")
         if killed is not None:

@@ -72,7 +72,7 @@ def seeded(command: tuple[str, ...], cache: str) -> tuple[str, ...]:
 
 
 def inner_device(device: str) -> str:
-    """The name of the job's device inside its box, where only one GPU exists."""
+    """The name of the job's device inside its box, where only its own GPUs exist: the first of them."""
     return "cuda:0" if gpu.index(device) is not None else "cpu"
 
 
@@ -89,10 +89,11 @@ def environment(box: BoxSpec, temporary: str, output: str, caches: str, harness_
         "OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "OPENBLAS_NUM_THREADS": threads,
         "CUDA_VISIBLE_DEVICES": "",
     }
-    number = gpu.index(box.device)
-    if number is not None:
-        found = gpu.find(number)
-        values["CUDA_VISIBLE_DEVICES"] = found.uuid if found is not None and found.uuid else str(number)
+    numbers = gpu.indices(box.device)
+    if numbers:
+        cards = [gpu.find(number) for number in numbers]
+        values["CUDA_VISIBLE_DEVICES"] = ",".join(card.uuid if card is not None and card.uuid else str(number)
+                                                  for number, card in zip(numbers, cards, strict=True))
         folders, cached = gpu.library_folders(box.library_hints)
         if folders and not cached:
             values["LD_LIBRARY_PATH"] = ":".join(folders)
@@ -162,14 +163,12 @@ def _system() -> Iterator[str]:
 
 def _device(box: BoxSpec) -> Iterator[str]:
     """Processor facts for CPU jobs; for a GPU job its own node, the shared ones, ``/sys`` and the driver."""
-    number = gpu.index(box.device)
-    if number is None:
+    if gpu.index(box.device) is None:
         yield from ("--ro-bind-try", "/sys/devices/system/cpu", "/sys/devices/system/cpu")
         return
     # Without /sys cuInit fails with 304; the nodes need --dev-bind, since --bind mounts nodev.
     yield from ("--ro-bind", "/sys", "/sys")
-    found = gpu.find(number)
-    for node in gpu.nodes(found) if found is not None else ():
+    for node in gpu.nodes(gpu.cards(box.device)):
         yield from ("--dev-bind-try", node, node)
     for folder in gpu.library_folders(box.library_hints)[0]:
         if not _within(Path(folder), [Path("/usr"), Path("/lib"), Path("/lib64")]):

@@ -356,7 +356,7 @@ def test_status_of_the_night(night: tuple[Path, subprocess.CompletedProcess[str]
     told = json.loads(out)
     assert (code, err) == (0, "") and list(told) == [
         "run", "state", "attempts", "merged", "refused", "reverted", "waiting", "paused", "forecast", "tip", "gain",
-        "spent"]
+        "spent", "time"]
     assert (told["state"], told["attempts"], told["merged"], told["refused"]) == ("finished", 12, 2, 10)
     assert told["gain"]["effect"] < 0 and set(told["spent"]) == {"runs", "seconds", "usd"}
     assert (only_run(runs) / "report" / "progress.png").stat().st_size > 1000
