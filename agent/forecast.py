@@ -125,7 +125,8 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     tokens = spent_tokens + more * (prompt + reply)
     total = spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour
     return {"basis": basis, "ends": ends, "experiments": round(done + more + finals),
-            "gpu_hours": round((state.held + more * seconds + finals * longest) / 3600 * site.config.train.gpus_per_run, 6),
+            "gpu_hours": round(
+                (state.held + more * seconds + finals * longest) / 3600 * site.config.train.gpus_per_run, 6),
             "usd": round(total, 6), "usd_at_most": caps.usd or None, "tokens": round(tokens),
             "hours": round((worked + more * wall + finals * longest / slots) / 3600, 6),
             "seconds_a_run": round(seconds, 3), "reserved_runs": back,

@@ -29,8 +29,8 @@ from sandbox import box, wire
 
 ROOT = Path(__file__).resolve().parent.parent
 USER_DOCS = ("README.md", "docs/audit.md", "docs/calibrate.md", "docs/configuration.md", "docs/engines.md",
-             "docs/isolation.md", "docs/models.md", "docs/promote.md", "docs/service.md", "docs/steering.md", "docs/trouble.md",
-             "target_repo/README.md")
+             "docs/isolation.md", "docs/models.md", "docs/promote.md", "docs/service.md", "docs/steering.md",
+             "docs/trouble.md", "target_repo/README.md")
 DOCS = tuple(name for name in (
     *USER_DOCS, "ARCHITECTURE.md", "CHANGELOG.md", "docs/LOG.md", "prompts/README.md", "runs/README.md"))
 FENCE = re.compile(r"^```(?P<kind>\w*)\n(?P<body>.*?)^```$", re.MULTILINE | re.DOTALL)
