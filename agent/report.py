@@ -12,6 +12,7 @@ from typing import Any
 
 from agent import audit_view, guards, phases, view
 from agent.ledger import State
+from agent.records import Revert
 from sandbox import box
 from sandbox.job import write_atomically
 
@@ -61,7 +62,9 @@ def _summary(state: State, rows: list[view.Row]) -> str:
     merged = ", ".join(f"\"{_cell(r.title)}\"" for r in rows if r.kind == "accepted")
     parts = sum(r.kind == "bundled" for r in rows)
     bundled = f" {parts} of the attempts are in it as parts of bundles, certified together." if parts else ""
-    said = [f"**{count['accepted']} of {len(rows)} attempts were merged**{f': {merged}' if merged else ''}.{bundled}",
+    back = f" You took {len(state.reverts)} of them back." if state.reverts else ""
+    said = [f"**{count['accepted']} of {len(rows)} attempts were merged**{f': {merged}' if merged else ''}."
+            f"{bundled}{back}",
             f"{count['refused']} were trained and not merged, {count['untrained']} were refused before a "
             f"full training run, {count['failed']} failed in a run.", _gain(state),
             f"All of it took {view.spent_line(state)}."]
@@ -96,10 +99,15 @@ def _merged(state: State, rows: list[view.Row]) -> str:
         return "## Merged\n\nNothing was merged. The accepted branch is where it started."
     lines = [f"| # | commit | change | effect [interval], {view.better(state)} | pairs | by |",
              "|--:|---|---|---|--:|---|"]
-    lines += [f"| {r.number} | `{r.commit[:10] or 'not yet'}` | {_cell(r.title)} | {r.effect} | "
-              f"{r.estimate.pairs if r.estimate else '-'} | {r.author} |" for r in merged]
+    back = {one.candidate: one for one in state.reverts}
+    lines += [f"| {r.number} | `{r.commit[:10] or 'not yet'}` | {_cell(r.title)}{_taken_back(back.get(r.id))} | "
+              f"{r.effect} | {r.estimate.pairs if r.estimate else '-'} | {r.author} |" for r in merged]
     return ("## Merged, oldest first\n\n" + "\n".join(lines) + "\n\nEach effect is against the tip of its moment, on "
             "the runs that decided the merge. `ratchet show ID` gives its diff, its pairs and where its logs lie.")
+
+
+def _taken_back(revert: Revert | None) -> str:
+    return f" (taken back by you in `{revert.new_tip[:10]}`)" if revert else ""
 
 
 def _audited(state: State) -> str:

@@ -166,6 +166,8 @@ def test_pause_veto_steer_revert_and_resume(tmp_path: Path) -> None:
         assert told and all("focus on the" in prompt and "They change neither the rules" in prompt for prompt in told)
         assert "taken back" in terminal.tell("show", first.candidate)
         assert state.phase == "finished" and state.gain is None
+        page = (terminal.folder / "report" / "report.md").read_text()
+        assert "You took 1 of them back." in page and f"(taken back by you in `{back.new_tip[:10]}`)" in page
 
 
 @pytest.mark.slow
