@@ -144,6 +144,9 @@ REFUSAL = Say("I'm sorry, but I can't help with changing this code.")
 def campaign(folder: Path, replies: list[Say], monkeypatch: object, mended: Say | None = None) -> State:
     """A campaign on the tiny target; ``replies`` by the attempt's number, ``mended`` in a repair round."""
     tiny.write_tiny_target(folder / "target")
+    path = folder / "target" / "ratchet.toml"
+    path.write_text(path.read_text().replace("search = false", "search = false\nparallel = 1"))  # replies in order
+    tiny.commit(folder / "target", "One question at a time")
 
     def answer(body: dict[str, Any]) -> Fixed:
         found = re.search(r"This is attempt (\d+)", body["messages"][-1]["content"])

@@ -67,7 +67,7 @@ def test_a_file_that_does_not_parse_has_no_knobs() -> None:
     assert knobs.find({"a.py": "lr = = 1", "b.txt": "lr = 1"}) == {}
 
 
-@settings(deadline=None, max_examples=20)
+@settings(deadline=None, max_examples=8)
 @given(st.sampled_from(sorted(knobs.find(TARGET))), st.floats(-2, 2))
 def test_any_knob_of_the_target_can_be_moved_alone(key: str, power: float) -> None:
     value = knobs.find(TARGET)[key].moved(power)
