@@ -160,7 +160,7 @@ def campaign(folder: Path, replies: list[Say], monkeypatch: object, mended: Say 
                            ("RATCHET_MODEL", "scripted")):
             monkeypatch.setenv(key, value)  # type: ignore[attr-defined]
         monkeypatch.chdir(folder)  # type: ignore[attr-defined]
-        assert cli.edge(["run", "target", "--slots", "1", "--budget-runs", "3"]) == 0
+        assert cli.edge(["run", "target", "--slots", "1", "--budget-runs", "5"]) == 0
     (place,) = [path for path in (folder / "runs").iterdir() if not path.name.startswith(".")]
     return replay(place / "ledger.jsonl")[0]
 
