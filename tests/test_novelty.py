@@ -10,7 +10,7 @@ from agent import cli, tiny
 from agent.ledger import State, replay
 from agent.novelty import Novelty, shape
 from agent.records import Candidate, Edit, Patch, Prediction, Proposal, Result, Run, Verdict, to_json
-from agent.scripted import Fixed, Say, ScriptedModel
+from agent.scripted import Fixed, Say, ScriptedModel, Status
 from sandbox.job import Score
 
 
@@ -152,7 +152,7 @@ def campaign(folder: Path, replies: list[Say], monkeypatch: object, mended: Say 
         found = re.search(r"This is attempt (\d+)", body["messages"][-1]["content"])
         if found:
             number = int(found[1])
-            return replies[number - 1] if number <= len(replies) else REFUSAL
+            return replies[number - 1] if number <= len(replies) else Status(401, {"error": {"message": "over"}})
         return mended if mended and "SMOOTHING" in body["messages"][-2]["content"] else REFUSAL
 
     with ScriptedModel([], then=answer) as model:
