@@ -52,7 +52,7 @@ KINDS = ("supervisor", "job", "git", "model")
 MOMENTS, LEAST_MOMENTS = 30, 60
 """Kills at random instants: most in one campaign, least in all."""
 IN_VAIN = 12
-"""Processes in a row that end by themselves before the night does, and add no event, before a campaign is given up."""
+"""Processes that end by themselves, one after the other and without a new event, before a campaign is given up."""
 SAME = 1e-6
 """Scores closer than this are the same: an audit draws the positions that it asks again anew each time, and corrects by
 what it finds, which is 1e-8 for an honest model."""
@@ -176,12 +176,10 @@ def _spend(night: Night, plan: Plan, disturb: Disturb, git_first: Path | None = 
         while True:
             died, line = _process(night, plan, server, disturb, git_first)
             ended()
-            if died == 0:
+            if died == 0 or _ended(night):
                 return
             now = _events(night.ledger)
-            if died == -signal.SIGKILL:
-                vain = 0 if now > events else vain + 1
-            else:
+            if died != -signal.SIGKILL:
                 night.errors.append(line)
                 vain = 0 if now > events + 1 else vain + 1
             events = now
@@ -257,7 +255,7 @@ def _moments(night: Night, plan: Plan, wanted: int) -> Disturb:
         if night.kills["controller"] >= wanted:
             return
         if controller.pid not in due:
-            due[controller.pid] = time.monotonic() + chance.choice((chance.uniform(0, 1.0), chance.uniform(0.6, 3.0)))
+            due[controller.pid] = time.monotonic() + chance.choice((chance.uniform(0, 1.5), chance.uniform(0.6, 6.0)))
         if time.monotonic() >= due[controller.pid] and controller.poll() is None:
             due[controller.pid] = math.inf
             controller.kill()
@@ -312,10 +310,10 @@ def _strike(kind: str, night: Night, struck: set[str], shims: Path, chance: rand
         server.kill()
         night.kills["model"] += 1
         return True
-    for place in sorted((night.run / "jobs").glob("*/supervisor.pid"), key=lambda path: -path.stat().st_mtime):
+    for place in sorted((night.run / "jobs").glob("*/supervisor.pid"), key=lambda path: -_changed(path)):
         stem = place.parent.name.partition(".")[0]
-        pid = int(place.read_text(encoding="ascii").split()[0])
-        if stem in struck or place.parent.name.startswith(".") or (place.parent / "result.json").exists():
+        pid = _pid(place)
+        if not pid or stem in struck or place.parent.name.startswith(".") or (place.parent / "result.json").exists():
             continue
         targets = [pid] if kind == "supervisor" else list(process.descendants(pid))
         if targets and process.send_kill([chance.choice(targets)]):
@@ -515,6 +513,24 @@ def _command(pid: int) -> str:
     with contextlib.suppress(OSError):
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")[:200]
     return str(pid)
+
+
+def _ended(night: Night) -> bool:
+    """Whether the last event was written before the process died."""
+    return night.ledger.exists() and _state(night).phase == "finished"
+
+
+def _pid(path: Path) -> int:
+    """Pid of a supervisor by its file; 0 where it is gone or not whole."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(path.read_text(encoding="ascii").split()[0])
+    return 0
+
+
+def _changed(path: Path) -> float:
+    with contextlib.suppress(OSError):
+        return path.stat().st_mtime
+    return 0.0
 
 
 def _size(path: Path) -> int:

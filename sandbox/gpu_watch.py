@@ -221,8 +221,10 @@ def belongs(pid: int, jobs: Path) -> bool | None:
     """Whether a process stands below a supervisor of a job in the folder ``jobs``; None: it cannot be told here."""
     if not _initial_namespace():
         return None
-    own = os.fsencode(str(jobs.resolve())) + b"/"
+    own, itself = os.fsencode(str(jobs.resolve())) + b"/", os.getpid()
     for _ in range(64):
+        if pid == itself:  # the supervisor that asks
+            return True
         if pid <= 1:
             return False
         words = _words(pid)
