@@ -11,6 +11,7 @@
     replay   bench_replay.py     whole campaigns of the judge on those runs
     habit    bench_habit.py      greedy loops on a wall clock, over patches that do nothing
     pipeline bench_pipeline.py   whether a slot ever waits for a model
+    proposers bench_proposers.py  random, search, ideas and hybrid at equal runs
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
 
@@ -38,6 +39,7 @@ from agent import (
     bench_machine,
     bench_pipeline,
     bench_policy,
+    bench_proposers,
     bench_replay,
     bench_training,
     bench_weigh,
@@ -85,6 +87,8 @@ BENCHES = {
                    bench_habit.options, bench_habit.habit),
     "pipeline": Bench("do slots wait for a model: campaigns of sleeping trainers and a stub model over HTTP",
                       bench_pipeline.options, bench_pipeline.pipeline, trains=False),
+    "proposers": Bench("random, search, ideas and hybrid at equal runs: loss on fresh seeds, planted oversights found",
+                       bench_proposers.options, bench_proposers.measure),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",
