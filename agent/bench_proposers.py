@@ -50,7 +50,7 @@ AGAIN = 2_000_000_033
 
 @dataclass(slots=True)
 class Bank:
-    """Values of runs by (tree, seed, steps, corpus, fingerprint), or the fault of a failed one. ``trained``: done here."""
+    """Values of runs by (tree, seed, steps, corpus, fingerprint), or a failed one's fault. ``trained``: done here."""
 
     ground: Ground
     steps: int

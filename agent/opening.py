@@ -129,6 +129,8 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
                           f"{len(ledger.state.merges)} merged so far")
             until, budget_runs = _limits(ledger.state, until, budget_runs, clock(), observer)
         level, unread = _level(engine, place), _unread(options, place, ledger.state, facts)
+        follows = _search_follows(options, place, level, bool(budget_runs or until), facts)
+        unread = unread or follows
         unconfined = options.unconfined or bool(facts.get("unconfined"))
         _check_box(level, unread and not unconfined, None if engine.remote else folder)
         place = dataclasses.replace(place, least_level=int(unread and not unconfined))
@@ -136,8 +138,8 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
             "level": level, "unread": unread, "unconfined": unconfined, "engine": engine.kind,
             "devices": list(place.devices), "slots": len(place.devices),
             "budget_runs": budget_runs, "until": until.isoformat() if until else ""})
-        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer), until, budget_runs,
-                        engine.runner)
+        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer, follows), until,
+                        budget_runs, engine.runner)
         on_failure.pop_all()
     return opened
 
@@ -145,6 +147,13 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
 def _level(engine: engines.Opening, place: Site) -> int | None:
     """The level that jobs will have; None where only the node that a job gets can say it, and refuses by itself."""
     return engine.remote.level if engine.remote else int(box.probe(place.level))
+
+
+def _search_follows(options: Options, place: Site, level: int | None, bounded: bool, facts: dict[str, Any]) -> bool:
+    """Whether the optimiser goes on where the idea book ends: nobody chose a proposer, the owner bounded the night
+    (else it would grow longer), and there is a box, since a moved constant is code that nobody has read."""
+    return (bounded and not options.proposer and facts["proposer"] != "queue" and level != box.Level.PLAIN
+            and proposers.choose("auto", place.config.model).kind == "ideas")
 
 
 def _unread(options: Options, place: Site, state: State, facts: dict[str, Any]) -> bool:
@@ -286,7 +295,7 @@ def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: st
     return dataclasses.replace(draft, data=data), engines.Opening(kind, remote)
 
 
-def _proposer(options: Options, place: Site, state: State, observer: Observer) -> Proposer:
+def _proposer(options: Options, place: Site, state: State, observer: Observer, follows: bool) -> Proposer:
     done = {attempt.proposal.source for attempt in state.attempts.values()}
     if state.campaign["proposer"] == "queue":
         files = [Path(name) for name in state.campaign["patches"]]
@@ -301,6 +310,9 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer) -
         return knobs
     proposer = proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]),
                                        done, answered=answered)
+    if follows:
+        observer.note("When the idea book is exhausted, an optimiser over numeric constants goes on.")
+        return search.ThenSearch(proposer, knobs)
     return search.Hybrid(proposer, knobs) if choice.kind == "hybrid" else proposer
 
 
