@@ -13,6 +13,7 @@
     pipeline bench_pipeline.py   whether a slot ever waits for a model
     caps     bench_caps.py       whether caps hold in random campaigns, and forecasts come true
     llm-faults bench_llm.py     nights whose model breaks, in one way each
+    proposers bench_proposers.py  random, search, ideas and hybrid at equal runs
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     chaos    bench_chaos.py      campaigns that are killed anywhere end like one that nobody touched
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
@@ -46,6 +47,7 @@ from agent import (
     bench_memory,
     bench_pipeline,
     bench_policy,
+    bench_proposers,
     bench_replay,
     bench_training,
     bench_weigh,
@@ -97,6 +99,8 @@ BENCHES = {
                   bench_caps.options, bench_caps.caps, trains=False),
     "llm-faults": Bench("campaigns whose model breaks, in one way each: do they go on, and say what happened",
                         bench_llm.options, bench_llm.llm_faults, trains=False),
+    "proposers": Bench("random, search, ideas and hybrid at equal runs: loss on fresh seeds, planted oversights found",
+                       bench_proposers.options, bench_proposers.measure),
     "weigh": Bench("do effects add: cards alone, in a weighing design, and A/A (--cards A,B)",
                    bench_weigh.options, bench_weigh.weigh, seeded=True),
     "box": Bench("milliseconds of an empty box at each isolation level of this machine",

@@ -153,6 +153,9 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
         caps = spending.parse_caps(options.caps, begun_with)
         place = dataclasses.replace(place, config=place.config.model_copy(update={"caps": caps}))
         level, unread = _level(engine, place), _unread(options, place, ledger.state, facts)
+        follows = _search_follows(options, place, level, bool(
+            budget_runs or until or caps.hours or caps.gpu_hours or caps.experiments), facts)
+        unread = unread or follows
         unconfined = options.unconfined or bool(facts.get("unconfined"))
         _check_box(level, unread and not unconfined, None if engine.remote else folder)
         place = dataclasses.replace(place, least_level=int(unread and not unconfined))
@@ -161,8 +164,8 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
             "devices": list(place.devices), "slots": len(place.devices),
             "budget_runs": budget_runs, "caps": caps.model_dump(), "until": until.isoformat() if until else ""})
         news = News()
-        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer, news), until, budget_runs,
-                        engine.runner, news)
+        opened = Opened(place, ledger, _proposer(options, place, ledger.state, observer, news, follows), until,
+                        budget_runs, engine.runner, news)
         on_failure.pop_all()
     return opened
 
@@ -170,6 +173,13 @@ def open_campaign(options: Options, folder: Path, continued: Path | None, observ
 def _level(engine: engines.Opening, place: Site) -> int | None:
     """The level that jobs will have; None where only the node that a job gets can say it, and refuses by itself."""
     return engine.remote.level if engine.remote else int(box.probe(place.level))
+
+
+def _search_follows(options: Options, place: Site, level: int | None, bounded: bool, facts: dict[str, Any]) -> bool:
+    """Whether the optimiser goes on where the idea book ends: nobody chose a proposer, the owner bounded the night
+    (else it would grow longer), and there is a box, since a moved constant is code that nobody has read."""
+    return (bounded and not options.proposer and facts["proposer"] != "queue" and level != box.Level.PLAIN
+            and proposers.choose("auto", place.config.model).kind == "ideas")
 
 
 def _unread(options: Options, place: Site, state: State, facts: dict[str, Any]) -> bool:
@@ -312,8 +322,7 @@ def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: st
     return dataclasses.replace(draft, data=data), engines.Opening(kind, remote)
 
 
-def _proposer(options: Options, place: Site, state: State, observer: Observer,
-              news: News) -> Proposer:
+def _proposer(options: Options, place: Site, state: State, observer: Observer, news: News, follows: bool) -> Proposer:
     done = {attempt.proposal.source for attempt in state.attempts.values()}
     if state.campaign["proposer"] == "queue":
         files = [Path(name) for name in state.campaign["patches"]]
@@ -331,6 +340,9 @@ def _proposer(options: Options, place: Site, state: State, observer: Observer,
     proposer = proposers.open_proposer(choice, place.config.model, resources.prompts(), int(state.campaign["seed"]),
                                        done, answered=answered, others=others, news=news,
                                        record=lambda: minds.of_state(state))
+    if follows:
+        observer.note("When the idea book is exhausted, an optimiser over numeric constants goes on.")
+        return search.ThenSearch(proposer, knobs)
     return search.Hybrid(proposer, knobs) if choice.kind == "hybrid" else proposer
 
 

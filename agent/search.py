@@ -238,6 +238,24 @@ class Hybrid:
         return dataclasses.replace(briefing, calibration=f"{briefing.calibration}\n{text}".strip())
 
 
+class ThenSearch:
+    """The idea book, and the search when that is exhausted."""
+
+    def __init__(self, book: Proposer, search: KnobSearch) -> None:
+        self._book, self._search = book, search
+        self.name, self.ended = book.name, ""
+
+    def next(self, briefing: Briefing) -> Proposal | None:
+        proposal = self._book.next(briefing) or self._search.next(briefing)
+        if proposal is None:
+            self.ended = f"{self._book.ended}; {self._search.ended}"
+        return proposal
+
+    def repair(self, briefing: Briefing, proposal: Proposal, problem: str) -> Proposal | None:
+        """None: neither a card nor a value can be mended."""
+        return None
+
+
 def _sensitivity(trials: list[Trial]) -> dict[str, list[float]]:
     """Effects of the moves of each knob alone, oldest first."""
     seen: dict[str, list[float]] = {}

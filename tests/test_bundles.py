@@ -93,7 +93,7 @@ def in_twos(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_two_good_patches_are_certified_and_merged_as_one(tmp_path: Path, edge: Any, in_twos: None) -> None:
     target(tmp_path / "target")
     with serving(script()) as (_, model):
-        code, out, err = edge("run", "target", model=model)
+        code, out, err = edge("run", "target", "--proposer", "llm", model=model)
     assert code == 0 and not err, out + err
     folder = only_run(tmp_path / "runs")
     state = sound(folder)
@@ -130,7 +130,7 @@ def test_a_bundle_that_is_not_shown_is_halved(tmp_path: Path, edge: Any, in_twos
     monkeypatch.setattr("agent.gate.proof.Proof._shown", lambda *_: False)
     target(tmp_path / "target")
     with serving(script()) as (_, model):
-        code, out, err = edge("run", "target", model=model)
+        code, out, err = edge("run", "target", "--proposer", "llm", model=model)
     assert code == 0 and not err, out + err
     state = sound(only_run(tmp_path / "runs"))
     units = [known.candidate for known in state.certifications]
@@ -146,7 +146,7 @@ def test_noisy_runs_are_weighed_in_designs(tmp_path: Path, edge: Any) -> None:
     salt = Edit("settings.py", 'SALT = "first"', 'SALT = "third"')
     with serving(Script([known("less smoothing"), known("another salt"), known("less back-off"),
                          reply("third salt", salt)])) as (_, model):
-        code, out, err = edge("run", "target", model=model)
+        code, out, err = edge("run", "target", "--proposer", "llm", model=model)
     assert code == 0 and not err, out + err
     state = sound(only_run(tmp_path / "runs"))
     assert {a.proposal.title for a in state.attempts.values() if a.verdict and a.verdict.outcome == "accepted"
@@ -209,7 +209,7 @@ def test_another_versions_calls_are_refused(tmp_path: Path, edge: Any) -> None:
     """A gate that does not repeat its decisions must not go on as if it did."""
     target(tmp_path / "target")
     with serving(Script([known("less smoothing"), END])) as (_, model):
-        assert edge("run", "target", model=model)[0] == 0
+        assert edge("run", "target", "--proposer", "llm", model=model)[0] == 0
     state = load(only_run(tmp_path / "runs"))
     first = next(call for call in state.calls if call.get("asks"))
     first["asks"] = [99]

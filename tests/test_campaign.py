@@ -200,7 +200,7 @@ def night(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, subp
     place = tmp_path_factory.mktemp("night")
     tiny.write_tiny_target(place / "target")
     with serving(NIGHT) as (_, model):
-        done = ratchet("run", "target", cwd=place, model=model)
+        done = ratchet("run", "target", "--proposer", "llm", cwd=place, model=model)
     yield place, done
 
 
@@ -257,7 +257,7 @@ def test_a_model_that_looks_ahead_is_refused_before_it_advances(tmp_path: Path, 
         (target / "ratchet.toml").write_text(config.replace("audit = 32", f"audit = {audit}"))
         tiny.commit(target, "Let the server be edited")
         with serving(Script([reply(title, PEEK, KNOWN["another salt"].edit)])) as (_, model):
-            code, _, err = edge("run", str(target), "--name", f"n{audit}", model=model)
+            code, _, err = edge("run", str(target), "--name", f"n{audit}", "--proposer", "llm", model=model)
         assert (code, err) == (0, "")
         state = check_sound(tmp_path / f"runs/n{audit}")
         verdict = attempt(state, title).verdict
@@ -379,7 +379,7 @@ def test_a_foreign_repository_is_improved_and_left_alone(tmp_path: Path, edge: A
     before = fingerprint(target)
     script = Script([reply(title, FOREIGN[title].edit) for title in ("faster", "slower", "late crash")])
     with serving(script) as (sent, model):
-        code, out, err = edge("run", "line", model=model)
+        code, out, err = edge("run", "line", "--proposer", "llm", model=model)
     assert (code, err) == (0, ""), out
     state = check_sound(only_run(tmp_path / "runs"))
     assert merged_titles(state) == ["faster"] and "uncommitted changes" in out
@@ -464,7 +464,7 @@ def wait_for(ledger: Path, event: str, count: int, process: subprocess.Popen[str
 @pytest.mark.parametrize("how", ["SIGINT", "SIGKILL"])
 def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: Any, how: str) -> None:
     tiny.write_tiny_target(tmp_path / "target")
-    arguments = ["run", "target", "--name", "n", "--level", "0", "--unconfined"]
+    arguments = ["run", "target", "--name", "n", "--level", "0", "--unconfined", "--proposer", "llm"]
     script = Script([known("less smoothing"), known("more uniform"), known("unused constant")])
     with serving(script) as (_, model):
         process = subprocess.Popen([sys.executable, "-m", "agent.cli", *arguments], cwd=tmp_path,
@@ -477,7 +477,7 @@ def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: A
             stopped = load(tmp_path / "runs/n")
             assert stopped.phase == "stopped" and not alive(str(tmp_path / "runs"))
         script.openings += [known("unused constant")] * 8  # whatever was asked for when it stopped, this is a duplicate
-        code, out, err = edge(*arguments[:2], "--level", "0", model=model)  # the consent is remembered
+        code, out, err = edge(*arguments[:2], "--level", "0", "--proposer", "llm", model=model)  # consent is remembered
         assert (code, err) == (0, "") and "going on with run n" in out
         state = check_sound(tmp_path / "runs/n")
         assert state.phase == "finished" and merged_titles(state) == ["less smoothing"] and not state.open_runs
@@ -485,16 +485,16 @@ def test_an_interrupted_campaign_goes_on_to_the_same_end(tmp_path: Path, edge: A
         assert len(tried) == 3 and state.gain is not None
         if how == "SIGKILL":
             return
-        assert edge("run", "target", "--name", "n", model=model)[0] == 1  # finished is finished
+        assert edge("run", "target", "--name", "n", "--proposer", "llm", model=model)[0] == 1  # finished is finished
     with serving(Script([known("more uniform")])) as (_, model):
-        code, out, err = edge("run", "target", "--level", "0", "--unconfined", model=model)
+        code, out, err = edge("run", "target", "--level", "0", "--unconfined", "--proposer", "llm", model=model)
     assert (code, err) == (0, "") and f"n, is finished: this one starts from its accepted tip {state.tip[:12]}" in out
     (second,) = [path for path in (tmp_path / "runs").iterdir() if path.name not in ("n", ".data")]
     after = check_sound(second)
     assert after.campaign["previous"] == "n" and after.campaign["start"] == state.tip and not after.merges
     # ... and a third one does not fall back to the start, though the second merged nothing
     with serving(Script([])) as (_, model):
-        code, out, _ = edge("run", "target", "--level", "0", "--unconfined", model=model)
+        code, out, _ = edge("run", "target", "--level", "0", "--unconfined", "--proposer", "llm", model=model)
     assert code == 1 and f"starts from its accepted tip {state.tip[:12]}" in out
 
 
@@ -505,7 +505,7 @@ def test_without_a_box_only_idea_cards_are_run_unless_the_user_consents(tmp_path
     line = said(edge, "try", str(patch), "--repo", "t", "--level", "0")
     assert "only the idea cards" in line and "--unconfined" in line and "ratchet doctor" in line
     with serving(Script([known("less smoothing")])) as (_, model):
-        assert "--unconfined" in said(edge, "run", "t", "--level", "0", model=model)
+        assert "--unconfined" in said(edge, "run", "t", "--level", "0", "--proposer", "llm", model=model)
     assert not [path for path in (tmp_path / "runs").iterdir() if path.name != ".data"]
     # the cards come with ratchet: none fits this target, so nothing of them is run, and the incumbent is the user's own
     code, _, err = edge("run", "t", "--level", "0", "--proposer", "ideas", "--name", "cards", "--budget-runs", "1")
@@ -573,7 +573,7 @@ def test_a_target_that_crashes_is_one_line_and_runs_once_it_is_mended(tmp_path: 
 def test_a_bad_key_is_one_line(tmp_path: Path, edge: Any) -> None:
     tiny.write_tiny_target(tmp_path / "t")
     with serving(Script([])) as (_, model):
-        line = said(edge, "run", "t", "--level", "0", "--unconfined", model=model)
+        line = said(edge, "run", "t", "--level", "0", "--unconfined", "--proposer", "llm", model=model)
     assert "refused the key in OPENAI_API_KEY (401). Set a valid key, or unset it to use the idea book." in line
     assert "sk-tiny" not in line
     assert "no model is named" in said(edge, "run", "t", "--proposer", "llm").replace("No model", "no model")
@@ -636,7 +636,8 @@ def endless(known_first: Sequence[Fixed]) -> Script:
 def test_a_budget_of_runs_is_not_exceeded(tmp_path: Path, edge: Any) -> None:
     tiny.write_tiny_target(tmp_path / "t")
     with serving(endless([known("less smoothing")])) as (_, model):
-        code, out, err = edge("run", "t", "--budget-runs", "15", "--level", "0", "--unconfined", model=model)
+        code, out, err = edge("run", "t", "--budget-runs", "15", "--level", "0", "--unconfined", "--proposer", "llm",
+                              model=model)
     assert (code, err) == (0, ""), out
     state = check_sound(only_run(tmp_path / "runs"))
     assert merged_titles(state) == ["less smoothing"] and state.gain is not None and len(state.gain.pairs) == 2
@@ -648,7 +649,7 @@ def test_the_clock_stops_a_campaign_in_time_with_its_gain(tmp_path: Path, edge: 
     until = datetime.datetime.now().astimezone() + datetime.timedelta(seconds=9)
     with serving(endless([known("less smoothing")])) as (_, model):
         code, out, err = edge("run", "t", "--until", until.isoformat(timespec="seconds"), "--level", "0",
-                              "--unconfined", model=model)
+                              "--unconfined", "--proposer", "llm", model=model)
     late = (datetime.datetime.now().astimezone() - until).total_seconds()
     assert (code, err) == (0, "") and late < 5, out
     state = check_sound(only_run(tmp_path / "runs"))
@@ -682,9 +683,9 @@ def test_a_model_that_cannot_be_reached_is_one_line_and_the_run_can_go_on(tmp_pa
     tiny.write_tiny_target(tmp_path / "t")
     with serving(Script([])) as (_, model):
         pass  # an address where nobody listens any more
-    line = said(edge, "run", "t", "--name", "n", model=model)
+    line = said(edge, "run", "t", "--name", "n", "--proposer", "llm", model=model)
     assert "does not answer: no connection" in line and "run the same command again" in line
     assert load(tmp_path / "runs/n").phase == "running" and not load(tmp_path / "runs/n").attempts
     with serving(Script([known("less smoothing")])) as (_, model):
-        assert edge("run", "t", "--name", "n", model=model)[0] == 0
+        assert edge("run", "t", "--name", "n", "--proposer", "llm", model=model)[0] == 0
     assert merged_titles(load(tmp_path / "runs/n")) == ["less smoothing"]

@@ -143,7 +143,7 @@ def test_a_patch_that_doubles_the_parameters(tmp_path: Path, edge: Any, capped: 
     (target / "ratchet.toml").write_text(text + caps)
     tiny.commit(target, "Cap what a merge may cost")
     with serving(Script([known(title) for title in titles])) as (_, model):
-        code, _, err = edge("run", str(target), "--name", "n", model=model)
+        code, _, err = edge("run", str(target), "--name", "n", "--proposer", "llm", model=model)
     assert (code, err) == (0, "")
     state = check_sound(tmp_path / "runs/n")
     doubled, other = attempt(state, titles[0]), attempt(state, titles[-1])
@@ -179,7 +179,7 @@ def test_a_cap_that_this_target_cannot_show_stops_the_campaign_at_its_start(tmp_
         file.write("\n[guards]\nparameters = 1.05\n")
     tiny.commit(target, "Cap what nothing shows")
     with serving(Script([known("less back-off")])) as (_, model):
-        code, _, err = edge("run", str(target), "--name", "n", model=model)
+        code, _, err = edge("run", str(target), "--name", "n", "--proposer", "llm", model=model)
     assert code == 1 and "guards.parameters is set, and no run of this target shows its parameters" in err
 
 

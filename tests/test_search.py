@@ -13,10 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from agent import knobs
+from agent.ideas import Card, CardEdit, IdeaBook
 from agent.ledger import Attempt, State
 from agent.read import Briefing, HistoryLine
 from agent.records import Candidate, Patch, Proposal, Verdict
-from agent.search import Hybrid, KnobSearch
+from agent.search import Hybrid, KnobSearch, ThenSearch
 
 ROOT = Path(__file__).resolve().parents[1] / "target_repo"
 TARGET = {str(path.relative_to(ROOT)): path.read_text(encoding="utf-8")
@@ -197,6 +198,22 @@ def test_hybrid_goes_on_with_the_search_when_the_model_ended_and_shows_it_the_op
         assert hybrid.repair(world.briefing(), proposal, "crash") is None
         world.take(proposal)
     assert len(model.told) == 2 and "An optimiser tunes" in model.told[-1]
+
+
+def test_the_search_goes_on_where_the_idea_book_ends() -> None:
+    world = World("search", 1)
+    card = Card(id="c", title="Slower", mechanism="m", reference="", edits=(
+        CardEdit(path="settings/cpu.py", search="matrix_lr=0.16", replace="matrix_lr=0.1"),))
+    both = ThenSearch(IdeaBook([card], 1), world.search)
+    authors = []
+    for _ in range(3):
+        proposal = both.next(world.briefing())
+        assert proposal is not None
+        authors.append(proposal.author)
+        world.take(proposal)
+    assert authors == ["ideas", "search", "search"] and not both.ended
+    world.commits[world.state.tip] = {"a.py": "x = y\n"}
+    assert both.next(world.briefing()) is None and "every card" in both.ended and "no numeric" in both.ended
 
 
 @pytest.mark.parametrize("mode", ["search", "random"])
