@@ -223,14 +223,11 @@ def belongs(pid: int, jobs: Path) -> bool | None:
         return None
     own, itself = os.fsencode(str(jobs.resolve())) + b"/", os.getpid()
     for _ in range(64):
-        if pid == itself:  # the supervisor that asks
-            return True
         if pid <= 1:
             return False
         words = _words(pid)
-        if any(words[i:i + 2] == [b"-m", b"sandbox.supervisor"] for i in range(len(words))) and any(
-                word.startswith(own) for word in words):
-            return True
+        if any(words[i:i + 2] == [b"-m", b"sandbox.supervisor"] for i in range(len(words))):
+            return any(word.startswith(own) for word in words)
         if any(word.startswith(tuple(name.encode() for name in SERVANTS)) for word in
                (part.rpartition(b"/")[2] for part in words[:1])):
             return True
@@ -238,6 +235,8 @@ def belongs(pid: int, jobs: Path) -> bool | None:
         if found is None:
             return None  # gone meanwhile
         pid = found.parent
+        if pid == itself:  # whoever asks is the supervisor of the job
+            return True
     return False
 
 
