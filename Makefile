@@ -17,6 +17,9 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 # be done at set-up: the box sees the environment read-only, so each run would compile again what was left out.
 COMPILE := $(BIN)/python -m compileall -qq -j 0 -x '/tests/' $(VENV)/lib
 
+# Files of tests go to a process a core, at most four: a test may use a second core itself.
+SHARE := -n logical --maxprocesses 4 --dist loadfile --no-loadscope-reorder
+
 .PHONY: setup run test lint bench clean lock
 .DEFAULT_GOAL := setup
 
@@ -26,7 +29,7 @@ run: $(VENV)/.stamp-run
 	@$(BIN)/ratchet run $(ARGS)
 
 test: $(VENV)/.stamp-dev
-	@$(BIN)/python -m pytest -q -m "not slow and not gpu and not model and not ray and not slurm" $(ARGS)
+	@$(BIN)/python -m pytest -q $(SHARE) -m "not slow and not gpu and not model and not ray and not slurm" $(ARGS)
 
 lint: $(VENV)/.stamp-dev
 	@$(BIN)/ruff check .

@@ -5,11 +5,14 @@ one that looks better by more than ``PROMISING`` runs on two seeds more, and is 
 incumbent's and their mean is by ``KEPT``. This is a screening policy and not the shipped gate: it spends its runs on
 many proposals, and what it kept is measured again on fresh seeds, as ``best_loss``.
 
+What looks better is charged as in a campaign: a run that costs more than the start's is repeated with fewer steps. What
+would be kept is audited as there: a model that reads the answers is turned away.
+
 A run is named by (tree, seed, steps, corpus, fingerprint). One that is known is looked up and not trained again,
 whichever proposer asked; it still counts as one of the asker's runs. With ``--known FILE`` this holds across calls.
 
 The hybrid needs a model: replies kept in a file (``--replies``, JSON lines of strings), or an endpoint (``--model-url``
-with ``--model``); it is left out without either. Does not cover: charging, audits and preflight.
+with ``--model``); it is left out without either. Does not cover: preflight.
 """
 
 from __future__ import annotations
@@ -23,8 +26,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from agent import config, git, knobs, patch, proposers, resources
-from agent.bench_ground import Ground, Say, Wanted, count, open_ground
+from agent import config, knobs, patch, proposers, resources
+from agent.bench_ground import Say, count, open_ground
+from agent.bench_known import SEEDS, Asked, Bank
 from agent.bench_training import Finding, cards_of
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas
@@ -35,7 +39,7 @@ from agent.propose import ProposeFailed, Proposer, proposal_id, tidy_title
 from agent.read import Briefing, HistoryLine, brief
 from agent.records import Candidate, Outcome, Proposal, Verdict
 from agent.search import Hybrid, KnobSearch
-from sandbox.job import Fault, Result, write_atomically
+from sandbox.job import Result
 
 NAMES = ("random", "search", "ideas", "hybrid")
 PLANTED = ("larger-unembedding-rate", "gentler-matrix-rate", "longer-adam-memory", "quieter-mlp-input",
@@ -43,59 +47,9 @@ PLANTED = ("larger-unembedding-rate", "gentler-matrix-rate", "longer-adam-memory
 """Cards that each mend one numeric oversight of settings/cpu.py; no proposer is told which these are."""
 PROMISING, KEPT = 0.006, 0.004
 """In val_bpb: a paired effect's sd is 0.002 to 0.008 on this preset (docs/LOG.md)."""
-SEEDS = (1, 2, 3)
+FIGURES = ("best_loss", "invalid_share", "duplicate_share", "planted_found", "runs", "audited_out")
 AGAIN = 2_000_000_033
 """First seed of the runs that measure again."""
-
-
-@dataclass(slots=True)
-class Bank:
-    """Values of runs by (tree, seed, steps, corpus, fingerprint), or a failed one's fault. ``trained``: done here."""
-
-    ground: Ground
-    steps: int
-    path: Path | None
-    known: dict[str, float | Fault] = field(default_factory=dict)
-    trained: int = 0
-    _print: str = ""
-
-    def open(self) -> None:
-        """Train the start once, which shows this machine's fingerprint, and read the file. Raises UserError."""
-        first = self.ground.trained([Wanted(self.ground.start, SEEDS[0], self.steps, "start")])[0]
-        self._print = json.dumps(first.fingerprint, sort_keys=True)
-        if self.path is not None and self.path.exists():
-            try:
-                self.known = dict(json.loads(self.path.read_text(encoding="utf-8")))
-            except ValueError as error:
-                raise UserError(f"{self.path} holds no known runs ({error}).", "Give another --known.") from error
-        self._keep(self.ground.start, SEEDS[0], first)
-
-    def values(self, wanted: Sequence[tuple[str, int]], label: str) -> list[float | None]:
-        """Val scores of (commit, seed), trained where they are not known."""
-        missing = [one for one in dict.fromkeys(wanted) if self._key(*one) not in self.known]
-        results = self.ground.measure([Wanted(commit, seed, self.steps, label) for commit, seed in missing])
-        for (commit, seed), result in zip(missing, results, strict=True):
-            self._keep(commit, seed, result)
-        found = [self.known[self._key(*one)] for one in wanted]
-        return [None if isinstance(value, str) else value for value in found]
-
-    def fault(self, commit: str, seed: int) -> Fault | None:
-        """Why a known run failed; None where it did not."""
-        value = self.known[self._key(commit, seed)]
-        return value if isinstance(value, str) else None
-
-    def _key(self, commit: str, seed: int) -> str:
-        site = self.ground.site
-        tree = git.resolve(site.repo, f"{commit}^{{tree}}", "tree") or commit
-        return json.dumps([tree, seed, self.steps, site.data.corpus if site.data else "", self._print])
-
-    def _keep(self, commit: str, seed: int, result: Result) -> None:
-        if not result.fault and json.dumps(result.fingerprint, sort_keys=True) != self._print:
-            raise UserError("The machine changed meanwhile.", "Measure on one kind of device.")
-        self.known[self._key(commit, seed)] = result.fault or result.scores["val"].value
-        self.trained += 1
-        if self.path is not None:
-            write_atomically(self.path, json.dumps(self.known).encode())
 
 
 class Replies:
@@ -135,13 +89,19 @@ class Player:
     proposed: int = 0
     invalid: int = 0
     duplicate: int = 0
+    audited_out: int = 0
+    """Proposals that an audit turned away."""
     kept: list[str] = field(default_factory=list)
+    tip_steps: int = 0
     history: list[HistoryLine] = field(default_factory=list)
     _seen: set[str] = field(default_factory=set)
 
+    def __post_init__(self) -> None:
+        self.tip_steps = self.bank.steps
+
     def play(self) -> None:
         """Until the budget is spent or nothing is left to propose."""
-        self._ask([(self.state.tip, seed) for seed in SEEDS])
+        self._ask([(self.state.tip, seed, self.tip_steps) for seed in SEEDS])
         while self.runs < self.budget:
             drawn = []
             for _ in range(min(len(self.bank.ground.site.devices), self.budget - self.runs)):
@@ -179,46 +139,58 @@ class Player:
         return made
 
     def _screen(self, drawn: Sequence[Candidate]) -> None:
-        base = self._ask([(self.state.tip, SEEDS[0])], charged=False)[0]
-        for made, value in zip(drawn, self._ask([(made.head, SEEDS[0]) for made in drawn]), strict=True):
+        steps, tip = self.tip_steps, self.state.tip
+        base = self._ask([(tip, SEEDS[0], steps)], charged=False)[0]
+        found = self._ask([(made.head, SEEDS[0], steps) for made in drawn])
+        for made, result in zip(drawn, found, strict=True):
             attempt = self.state.attempts[made.id]
-            if value is None or base is None:
+            if result.fault or base.fault:
                 self.invalid += 1
-                attempt.verdict = Verdict(made.id, "rejected", "measure", "the run failed",
-                                          fault=self.bank.fault(made.head, SEEDS[0]))
+                attempt.verdict = Verdict(made.id, "rejected", "measure", "the run failed", fault=result.fault)
                 continue
-            effect, better = value - base, False
-            if effect < -PROMISING and self.budget - self.runs >= (2 if made.base == self.state.tip else 3):
-                better, effect = self._certify(attempt, effect)
-            self._close(attempt, "accepted" if better else "rejected", "better on three seeds" if better else
-                        "not better", effect)
+            effect, better, reason = _effect(result, base), False, "not better"
+            room = self.budget - self.runs >= (2 if tip == self.state.tip else 3)
+            if effect < -PROMISING and room and (fewer := self.bank.too_dear((made.head, SEEDS[0], steps))):
+                again = self._ask([(made.head, SEEDS[0], fewer)])[0]
+                effect, room = 0.0 if again.fault else _effect(again, base), self.budget - self.runs >= 2
+                reason = f"not better with {fewer} steps, which cost what the start's cost"
+                granted = fewer
+            else:
+                granted = steps
+            if effect < -PROMISING and room:
+                better, effect, reason = self._certify(attempt, effect, granted)
+            self._close(attempt, "accepted" if better else "rejected", reason, effect)
             if better and attempt.candidate is not None:
-                self.state.tip = attempt.candidate.head
+                self.state.tip, self.tip_steps = attempt.candidate.head, granted
                 self.kept.append(attempt.proposal.title)
                 self.bank.ground.say(f"{self.label}: kept {attempt.proposal.title} ({effect:+.4f}), run {self.runs}")
 
-    def _certify(self, attempt: Attempt, effect: float) -> tuple[bool, float]:
-        """(whether it is kept, mean effect) on all seeds, on the present tip."""
-        if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
+    def _certify(self, attempt: Attempt, effect: float, steps: int) -> tuple[bool, float, str]:
+        """(whether it is kept, mean effect, why) on all seeds, on the present tip."""
+        made = attempt.candidate
+        assert made is not None
+        fresh: Sequence[int] = SEEDS[1:]
+        if made.base != self.state.tip:
             try:
-                attempt.candidate = self._build(replace(attempt.proposal, base=self.state.tip))
+                attempt.candidate = made = self._build(replace(attempt.proposal, base=self.state.tip))
             except PatchRefused:
-                return False, effect
-        assert attempt.candidate is not None
-        base = self._ask([(self.state.tip, seed) for seed in SEEDS], charged=False)
-        fresh = SEEDS if attempt.candidate.head != attempt.proposal.base and (
-            attempt.candidate.base != attempt.proposal.base) else SEEDS[1:]
-        self._ask([(attempt.candidate.head, seed) for seed in fresh])
-        found = self._ask([(attempt.candidate.head, seed) for seed in SEEDS], charged=False)
-        effects = [a - b for a, b in zip(found, base, strict=True) if a is not None and b is not None]
-        if len(effects) < len(SEEDS):
-            return False, effect
-        return max(effects) < 0 and statistics.fmean(effects) < -KEPT, statistics.fmean(effects)
+                return False, effect, "does not apply on what was kept meanwhile"
+            fresh, steps = SEEDS, min(steps, self.tip_steps)
+        base = self._ask([(self.state.tip, seed, self.tip_steps) for seed in SEEDS], charged=False)
+        self._ask([(made.head, seed, steps) for seed in fresh])
+        found = self._ask([(made.head, seed, steps) for seed in SEEDS], charged=False)
+        effects = [_effect(a, b) for a, b in zip(found, base, strict=True) if not a.fault and not b.fault]
+        if len(effects) < len(SEEDS) or max(effects) >= 0 or statistics.fmean(effects) >= -KEPT:
+            return False, statistics.fmean(effects) if effects else effect, "not better on three seeds"
+        if not self.bank.honest((made.head, SEEDS[0], steps)):
+            self.audited_out += 1
+            return False, 0.0, "its model answers otherwise when an audit asks"
+        return True, statistics.fmean(effects), "better on three seeds"
 
-    def _ask(self, wanted: Sequence[tuple[str, int]], charged: bool = True) -> list[float | None]:
+    def _ask(self, wanted: Sequence[Asked], charged: bool = True) -> list[Result]:
         """``charged`` False: runs that were counted before."""
         self.runs += len(wanted) if charged else 0
-        return self.bank.values(wanted, self.label)
+        return self.bank.results(wanted, self.label)
 
     def _build(self, proposal: Proposal) -> Candidate:
         site = self.bank.ground.site
@@ -240,6 +212,7 @@ def options(parser: argparse.ArgumentParser) -> None:
     """The bench's own options."""
     parser.set_defaults(preset="cpu")
     parser.add_argument("--budget", type=count, default=50, help="training runs of each proposer")
+    parser.add_argument("--slots", type=count, help="runs side by side, and proposals a round; all if left out")
     parser.add_argument("--seeds", type=count, default=1, help="seeds of each proposer; the median is told")
     parser.add_argument("--first-seed", type=count, default=1, help="the first of them")
     parser.add_argument("--only", default="", help=f"of {', '.join(NAMES)}; commas between")
@@ -265,10 +238,9 @@ def measure(options: argparse.Namespace, say: Say) -> Finding:
         bank.open()
         found = {name: [_played(bank, name, seed, options) for seed in
                         range(options.first_seed, options.first_seed + options.seeds)] for name in names}
-        start = _again(bank, ground.start)
+        start = _again(bank, ground.start, bank.steps)
         device = ground.runs_on()
-    facts = {name: {key: statistics.median(one[key] for one in rows) for key in
-                    ("best_loss", "invalid_share", "duplicate_share", "planted_found", "runs")} | {"by_seed": rows}
+    facts = {name: {key: statistics.median(one[key] for one in rows) for key in FIGURES} | {"by_seed": rows}
              for name, rows in found.items()}
     table = [(name, f"{row['best_loss']:.4f}", f"{row['invalid_share']:.0%}", f"{row['duplicate_share']:.0%}",
               f"{row['planted_found']:g}", f"{row['runs']:g}") for name, row in facts.items()]
@@ -285,7 +257,7 @@ def _played(bank: Bank, name: str, seed: int, options: argparse.Namespace) -> di
     player.play()
     start, tip = (knobs.find(bank.ground.site.texts(commit)[0]) for commit in (bank.ground.start, state.tip))
     planted = [card for card in PLANTED if mended(card, start, tip)]
-    return {"seed": seed, "best_loss": _again(bank, state.tip),
+    return {"seed": seed, "best_loss": _again(bank, state.tip, player.tip_steps), "audited_out": player.audited_out,
             "invalid_share": player.invalid / max(1, player.proposed),
             "duplicate_share": player.duplicate / max(1, player.proposed), "planted_found": len(planted),
             "runs": player.runs, "proposals": player.proposed, "planted": planted, "kept": player.kept}
@@ -329,10 +301,13 @@ def _way(knob: knobs.Knob, value: float) -> float:
     return math.log(value / knob.value) if value > 0 else -math.inf
 
 
-def _again(bank: Bank, commit: str) -> float:
+def _effect(result: Result, base: Result) -> float:
+    return result.scores["val"].value - base.scores["val"].value
+
+
+def _again(bank: Bank, commit: str, steps: int) -> float:
     """Mean loss on fresh seeds. Raises UserError where a run fails."""
-    found = bank.values([(commit, AGAIN + number) for number in range(3)], "again")
-    values = [value for value in found if value is not None]
-    if len(values) < len(found):
+    found = bank.results([(commit, AGAIN + number, steps) for number in range(3)], "again")
+    if any(result.fault for result in found):
         raise UserError("What was kept fails on a fresh seed.", "Run the bench again with another --first-seed.")
-    return statistics.fmean(values)
+    return statistics.fmean(result.scores["val"].value for result in found)

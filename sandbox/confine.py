@@ -24,8 +24,11 @@ import struct
 import sys
 from typing import TypedDict
 
-PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_NO_NEW_PRIVS, PR_CAP_AMBIENT = (
-    1, 8, 22, 24, 38, 47)
+PR_SET_PDEATHSIG, PR_SET_KEEPCAPS, PR_SET_SECCOMP, PR_CAPBSET_DROP, PR_SET_SECUREBITS, PR_SET_NO_NEW_PRIVS = (
+    1, 8, 22, 24, 28, 38)
+PR_CAP_AMBIENT = 47
+NO_SETUID_FIXUP = 0b1100
+"""Securebits: a user id does not change capabilities, and that cannot be undone."""
 PR_CAP_AMBIENT_RAISE, PR_CAP_AMBIENT_CLEAR_ALL, SECCOMP_MODE_FILTER = 2, 4, 2
 CREATE_RULESET, ADD_RULE, RESTRICT_SELF = 444, 445, 446
 """Landlock's system calls, on every machine."""
@@ -92,6 +95,10 @@ def ruleset(rules: list[tuple[str, int]], only: int = 0) -> int:
 def become(uid: int, search: bool) -> None:
     """Take on ``uid`` for good, without groups and without capabilities but, if ``search``, the one. Raises OSError."""
     os.setgroups([])
+    if search:
+        # access(2) else forgets the capability, and compilers that ask it take their folder for closed. Without
+        # CAP_SETPCAP it is refused, and they fail.
+        libc.prctl(PR_SET_SECUREBITS, NO_SETUID_FIXUP, 0, 0, 0)
     for capability in range(CAP_LAST + 1):
         if not (search and capability == CAP_DAC_READ_SEARCH):
             libc.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0)  # without CAP_SETPCAP it stays, and grants nothing

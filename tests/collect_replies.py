@@ -45,9 +45,9 @@ def briefing(name: str, chance: random.Random) -> Briefing:
                     for number, title in enumerate(chance.sample(TITLES, chance.randint(0, 3)), 1))
     return Briefing(
         tip="c0ffee", number=len(history) + 1, files={path: files[path] for path in files if path not in protected},
-        protected=protected, omitted=(), editable=tuple(path for path in files if path not in protected),
+        protected=protected, editable=tuple(path for path in files if path not in protected),
         max_patch_lines=60, metric="val_loss", direction="min", budget="300 steps", tier="protected", calibration="",
-        history=history, preset="", attempts_left=20)
+        history=history, preset="", attempts_left=20, tokens=6000)
 
 
 def main(base: str, name: str, out: Path, minutes: float, skip: int) -> None:

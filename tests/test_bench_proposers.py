@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from agent import bench, knobs
-from agent.bench_proposers import PLANTED, SEEDS, Bank, Player, Replies, mended
+from agent.bench_known import SEEDS, Bank
+from agent.bench_proposers import PLANTED, Player, Replies, mended
 from agent.errors import UserError
 from agent.ledger import State
 from agent.propose import ProposeFailed
@@ -67,7 +68,7 @@ def test_a_known_run_is_looked_up_and_still_counted(tmp_path: Path, monkeypatch:
     assert len(ground.asked) == bank.trained == len(SEEDS)
     again = Bank(ground, 20, tmp_path / "known.json")  # type: ignore[arg-type]
     again.open()
-    assert again.values([("s", 3)], "x") == [3.0] and again.trained == 1
+    assert again.results([("s", 3, 20)], "x")[0].scores["val"].value == 3.0 and again.trained == 1
 
 
 def test_a_reply_without_an_edit_is_invalid_and_the_replies_end() -> None:

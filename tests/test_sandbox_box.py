@@ -210,6 +210,17 @@ def test_scratch_is_sized(world: World, level: int) -> None:
     assert result.fault is None and world.log().count("full 28" if level >= 2 else "full 13") == 2
 
 
+def test_a_program_that_asks_whether_it_may_write_its_temporary_files_hears_yes(world: World, level: int,
+                                                                                tmp_path: Path) -> None:
+    """As gcc does, with access(2), which forgets what a capability allows; behind a folder closed to others."""
+    tmp_path.chmod(0o700)
+    look = ("import os\nplace = os.environ['TMPDIR']\nprint('may', os.access(place, os.R_OK | os.W_OK | os.X_OK))\n"
+            "print(*[line.split()[1] for line in open('/proc/self/status') if line.startswith('CapEff')])\n")
+    result = world.run(world.job(world.source(look + GOOD), max_level=level))
+    assert result.fault is None and world.log().startswith("may True\n"), world.log()
+    assert int(world.log().splitlines()[1], 16) in ((0, 4) if level == 1 else (0,))
+
+
 def test_source_that_others_may_not_read_still_runs(world: World, level: int) -> None:
     source = world.source()
     for file in source.iterdir():
