@@ -11,8 +11,8 @@ would be kept is audited as there: a model that reads the answers is turned away
 A run is named by (tree, seed, steps, corpus, fingerprint). One that is known is looked up and not trained again,
 whichever proposer asked; it still counts as one of the asker's runs. With ``--known FILE`` this holds across calls.
 
-The hybrid needs a model: replies kept in a file (``--replies``, JSON lines of strings), or an endpoint (``--model-url``
-with ``--model``); it is left out without either. Does not cover: preflight.
+The hybrid needs a model: replies kept in a file (``--replies``, JSON lines of strings; those of a small model come with
+the source), or an endpoint (``--model-url`` with ``--model``). Does not cover: preflight.
 """
 
 from __future__ import annotations
@@ -47,6 +47,8 @@ PLANTED = ("larger-unembedding-rate", "gentler-matrix-rate", "longer-adam-memory
 """Cards that each mend one numeric oversight of settings/cpu.py; no proposer is told which these are."""
 PROMISING, KEPT = 0.006, 0.004
 """In val_bpb: a paired effect's sd is 0.002 to 0.008 on this preset (docs/LOG.md)."""
+KEPT_REPLIES = Path(__file__).parent.parent / "tests" / "data" / "replies" / "hybrid.jsonl"
+"""Missing where only the package is installed."""
 FIGURES = ("best_loss", "invalid_share", "duplicate_share", "planted_found", "runs", "audited_out")
 AGAIN = 2_000_000_033
 """First seed of the runs that measure again."""
@@ -218,7 +220,8 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--only", default="", help=f"of {', '.join(NAMES)}; commas between")
     parser.add_argument("--quick", action="store_true", help="8 runs of 20 steps each: shows that it works, no more")
     parser.add_argument("--known", type=Path, help="file in which runs are kept and looked up across calls")
-    parser.add_argument("--replies", type=Path, help="kept replies of a model, for hybrid: JSON lines of strings")
+    parser.add_argument("--replies", type=Path, default=KEPT_REPLIES if KEPT_REPLIES.exists() else None,
+                        help="kept replies of a model, for hybrid: JSON lines of strings")
     parser.add_argument("--model-url", default="", help="base URL of a model's server, for hybrid instead")
     parser.add_argument("--model", default="", help="the model's name there")
 
@@ -231,6 +234,8 @@ def measure(options: argparse.Namespace, say: Say) -> Finding:
         raise UserError(f"There is no proposer {unknown[0]!r}.", f"Choose of {', '.join(NAMES)}.")
     if "hybrid" in names and not (options.replies or options.model_url):
         raise UserError("hybrid needs a model's replies.", "Give --replies FILE, or --model-url and --model.")
+    if "hybrid" in names and not options.model_url:
+        _replies(options.replies)  # before anything is trained
     if options.repo is not None:
         raise UserError("The oversights are known in the default target only.", "Leave --repo out.")
     with open_ground(options, "proposers", say) as ground:
@@ -273,11 +278,15 @@ def _proposer(bank: Bank, name: str, state: State, seed: int, options: argparse.
     if options.model_url:
         model = config.Model.model_validate({"base_url": options.model_url, "name": options.model})
         return Hybrid(proposers.open_proposer(proposers.choose("llm", model), model, resources.prompts(), seed), search)
+    return Hybrid(Replies(_replies(options.replies)), search)
+
+
+def _replies(path: Path) -> list[str]:
+    """Kept replies of a model. Raises UserError."""
     try:
-        replies = [str(json.loads(line)) for line in options.replies.read_text(encoding="utf-8").splitlines() if line]
+        return [str(json.loads(line)) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, ValueError) as error:
-        raise UserError(f"Cannot read the replies {options.replies} ({error}).", "One JSON string a line.") from error
-    return Hybrid(Replies(replies), search)
+        raise UserError(f"Cannot read the replies {path} ({error}).", "One JSON string a line.") from error
 
 
 def mended(card: str, start: dict[str, knobs.Knob], tip: dict[str, knobs.Knob]) -> bool:

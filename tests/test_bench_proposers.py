@@ -79,10 +79,24 @@ def test_a_reply_without_an_edit_is_invalid_and_the_replies_end() -> None:
     assert replies.next(briefing) is None and replies.ended
 
 
-@pytest.mark.parametrize("given", [["--only", "magic"], ["--only", "hybrid"]])
+@pytest.mark.parametrize("given", [["--only", "magic"], ["--only", "hybrid", "--replies", "none.jsonl"]])
 def test_wrong_options_are_one_line(given: list[str]) -> None:
     with pytest.raises(UserError):
         bench.run("proposers", True, given)
+
+
+def test_the_kept_replies_are_a_models_and_some_of_them_apply() -> None:
+    options = bench.parser("proposers", bench.BENCHES["proposers"]).parse_args([])
+    replies = Replies([json.loads(line) for line in options.replies.read_text(encoding="utf-8").splitlines()])
+    files = target() | {"optim.py": (default_target() / "optim.py").read_text(encoding="utf-8")}
+    usable, useless = 0, 0
+    for number in range(1, 25):
+        briefing: Any = SimpleNamespace(files=files, number=number, tip="s")
+        try:
+            usable += replies.next(briefing) is not None
+        except ProposeFailed:
+            useless += 1
+    assert usable + useless == 24 and usable >= 20
 
 
 def test_options_are_listed() -> None:
