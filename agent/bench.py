@@ -14,6 +14,7 @@
     caps     bench_caps.py       whether caps hold in random campaigns, and forecasts come true
     llm-faults bench_llm.py     nights whose model breaks, in one way each
     proposers bench_proposers.py  random, search, ideas and hybrid at equal runs
+    soak      bench_soak.py       a long campaign with a fault every few seconds
     weigh    bench_weigh.py      cards one at a time, and in a weighing design: do effects add?
     chaos    bench_chaos.py      campaigns that are killed anywhere end like one that nobody touched
     policy   bench_policy.py     the gate against what others merge by, in simulated campaigns
@@ -49,6 +50,7 @@ from agent import (
     bench_policy,
     bench_proposers,
     bench_replay,
+    bench_soak,
     bench_training,
     bench_weigh,
 )
@@ -109,6 +111,8 @@ BENCHES = {
                      suite.options, suite.measure, trains=False),
     "chaos": Bench("campaigns killed at every event and at random instants: is the morning that of a quiet night?",
                    bench_chaos.options, bench_chaos.chaos, trains=False),
+    "soak": Bench("a long campaign with a fault every few seconds: memory, open files, ledger and audit",
+                  bench_soak.options, bench_soak.soak, trains=False),
     "policy": Bench("the gate against what others merge by, in simulated campaigns of known truth",
                     bench_policy.options, bench_policy.policy, trains=False, simulated=True),
     "memory": Bench("does a campaign repeat itself, look where it gains, and notice a plateau; simulated",

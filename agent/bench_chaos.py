@@ -38,6 +38,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import chaos_night, checkup, git
+from agent.bench_blows import add_shim, ask_git, strike_run
 from agent.bench_ground import Say, count, scratch
 from agent.bench_training import Finding
 from agent.errors import UserError
@@ -268,10 +269,7 @@ def _world(plan: Plan, wanted: int, moments: int, night: Night) -> None:
     """Kill what belongs to the campaign but is not its controller: each kind in turn, a run at most once; and before
     that the controller at ``moments``."""
     chance = random.Random(f"{plan.seed}/{night.name}")
-    shims = night.folder / "bin"
-    shims.mkdir(parents=True)
-    (shims / "git").write_text(_SHIM.format(folder=shims, git=shutil.which("git")), encoding="utf-8")
-    (shims / "git").chmod(0o755)
+    shims = add_shim(night.folder / "bin")
     struck: set[str] = set()
     turn, due = 0, time.monotonic() + 1.0
     first = _moments(night, plan, moments)
@@ -298,43 +296,19 @@ def _tell(night: Night, plan: Plan) -> None:
 
 
 def _strike(kind: str, night: Night, struck: set[str], shims: Path, chance: random.Random) -> bool:
-    """Kill one of ``kind`` if there is one. A run is struck once at most: what the machine fails three times is given
-    up by design."""
+    """Kill one of ``kind`` if there is one."""
     if kind == "git":
-        (shims / "kill").write_text(f"0.{chance.randrange(0, 9):03d}", encoding="ascii")
+        ask_git(shims, chance)  # counted when it happened
         return True
     if kind == "model":
         server = SERVERS.get(night.name)
         if server is None:
             return False
         server.kill()
-        night.kills["model"] += 1
-        return True
-    for place in sorted((night.run / "jobs").glob("*/supervisor.pid"), key=lambda path: -_changed(path)):
-        stem = place.parent.name.partition(".")[0]
-        pid = _pid(place)
-        if not pid or stem in struck or place.parent.name.startswith(".") or (place.parent / "result.json").exists():
-            continue
-        targets = [pid] if kind == "supervisor" else list(process.descendants(pid))
-        if targets and process.send_kill([chance.choice(targets)]):
-            struck.add(stem)
-            night.kills[kind] += 1
-            return True
-    return False
-
-
-_SHIM = """#!/bin/sh
-# Ends one git, once in a while: while a file "kill" is there, the next command dies after that many seconds.
-if mv {folder}/kill {folder}/kill.$$ 2>/dev/null; then
-    after=$(cat {folder}/kill.$$)
-    {git} "$@" <&0 &
-    sleep "$after"
-    kill -9 $! 2>/dev/null && : > {folder}/killed
-    wait $!
-    exit $?
-fi
-exec {git} "$@"
-"""
+    elif not strike_run(kind, night.run / "jobs", struck, chance):
+        return False
+    night.kills[kind] += 1
+    return True
 
 
 # --------------------------------------------------------------------------------------------------- the model's server
@@ -518,19 +492,6 @@ def _command(pid: int) -> str:
 def _ended(night: Night) -> bool:
     """Whether the last event was written before the process died."""
     return night.ledger.exists() and _state(night).phase == "finished"
-
-
-def _pid(path: Path) -> int:
-    """Pid of a supervisor by its file; 0 where it is gone or not whole."""
-    with contextlib.suppress(OSError, ValueError, IndexError):
-        return int(path.read_text(encoding="ascii").split()[0])
-    return 0
-
-
-def _changed(path: Path) -> float:
-    with contextlib.suppress(OSError):
-        return path.stat().st_mtime
-    return 0.0
 
 
 def _size(path: Path) -> int:

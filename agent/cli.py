@@ -349,7 +349,8 @@ def promote_command(
 def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(help="Which measurement.")],
                   as_json: JsonOption = False) -> None:
     """Repeat a measurement that the documents quote: effects, noise, startup, mfu, box, audit,
-    attacks, bank, replay, habit, pipeline, llm-faults, caps, chaos, memory, proposers, weigh or policy.
+    attacks, bank, replay, habit, pipeline, llm-faults, caps, chaos, memory, proposers,
+    soak, weigh or policy.
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """
