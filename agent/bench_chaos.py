@@ -149,6 +149,9 @@ def _disturbed(folder: Path, quiet: Night, plan: Plan, options: argparse.Namespa
     if plan.quick:
         modes = [mode for mode in chaos_night.MODES for _ in range(QUICK_KILLS // 4)]
         chosen = dict(zip(chance.sample(boundaries[1:], len(modes)), modes, strict=True))
+        # between a candidate and the verdict that refuses it unseen nothing else happens
+        chosen |= {label: "after" for label in boundaries
+                   if label.startswith("candidate") and chaos_night.REPEATED in label}
         add("boundaries", functools.partial(_at_boundaries, plan, chosen))
         add("moments and world", functools.partial(_world, plan, 4, QUICK_KILLS // 4))
     else:

@@ -233,6 +233,9 @@ class Campaign:
         """Take up an attempt that has no verdict yet, on the present tip."""
         candidate = attempt.candidate
         if candidate is not None and candidate.base == self.state.tip:
+            begun = attempt.proposal.parts or any(run_.candidate == candidate.id for run_ in self.state.runs.values())
+            if not begun and self.turned_away(attempt, candidate):  # the process may have died between the two
+                return
             trial = Trial(attempt, candidate)
             self.trials.append(trial)
             if not probed(self.site.config) or (attempt.preflight is not None and attempt.preflight.ok):
@@ -471,22 +474,27 @@ class Campaign:
             self.note_reply(attempt, "patch", reason, refused.rule != "match")
             self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
             return
-        twin = self.novelty.same_change(candidate, attempt)
-        objection = "" if twin else self.novelty.objection(attempt, candidate)
-        if objection:
+        if not self.novelty.same_change(candidate, attempt) and (
+                objection := self.novelty.objection(attempt, candidate)):
             git.update_ref(self.site.repo, f"refs/heads/{candidate.branch}", "", None)
             self.mend(attempt, objection, repairs, Refusal("patch", objection))
             return
         self.ledger.append("candidate", candidate)
-        reason = f"the same change as {twin}" if twin else scope.outside(self.site, proposal, candidate)
-        if reason:
-            self.close(attempt, "patch", reason)
+        if self.turned_away(attempt, candidate):
             return
         self.in_vain = 0
         trial = Trial(attempt, candidate, repairs)
         self.trials.append(trial)
         if not probed(self.site.config):
             self.enter(trial)
+
+    def turned_away(self, attempt: Attempt, candidate: Candidate) -> bool:
+        """Close an attempt that repeats another's change or is out of scope, before anything is run."""
+        twin = self.novelty.same_change(candidate, attempt)
+        reason = f"the same change as {twin}" if twin else scope.outside(self.site, attempt.proposal, candidate)
+        if reason:
+            self.close(attempt, "patch", reason)
+        return bool(reason)
 
     def enter(self, trial: Trial) -> None:
         """A trial is fit for full runs."""

@@ -31,7 +31,9 @@ MODES = ("before", "torn", "after")
 WANTED, DIED = "wanted.json", "died.json"
 _KNOWN = ("less smoothing", "another salt", "less back-off", "more uniform", "late crash", "early crash",
           "unused constant")
-QUICK = ("less smoothing", "early crash", "more uniform")
+QUICK = ("less smoothing", "another salt", "more uniform")
+REPEATED = "same again"
+"""Title of the proposal that is an earlier one in other words."""
 
 
 def write_target(folder: Path) -> None:
@@ -47,11 +49,11 @@ def write_target(folder: Path) -> None:
 def script(quick: bool) -> list[Fixed]:
     """What the model proposes, by the attempt's number: good, idle, harmful, broken and spoilt ones."""
     said: list[Fixed] = [_reply(title, tiny.KNOWN[title].edit) for title in (QUICK if quick else _KNOWN)]
-    if not quick:
-        said += [Say("I cannot help with that."),
-                 _reply("same again", Edit("settings.py", 'SALT = "first"', "SALT = 'second'  # in other words")),
-                 _reply("not there", Edit("settings.py", "NO SUCH LINE = 1", "NO SUCH LINE = 2"))]
-    return said
+    repeated = _reply(REPEATED, Edit("settings.py", 'SALT = "first"', "SALT = 'second'  # in other words"))
+    if quick:
+        return [*said, repeated]
+    return [*said, Say("I cannot help with that."), repeated,
+            _reply("not there", Edit("settings.py", "NO SUCH LINE = 1", "NO SUCH LINE = 2"))]
 
 
 def answer(body: dict[str, Any], said: list[Fixed]) -> Fixed:
