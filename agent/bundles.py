@@ -58,6 +58,8 @@ class Bundles:
         """(attempt, base) of trials that may run."""
         for call in host.state.calls:
             self._take(call)
+        # the process may have died between a move of the tip and the call that tells of it
+        self._moved = bool(host.state.calls) and self._tips[-1] != host.state.tip
 
     # ------------------------------------------------------------------------------------------ what the campaign calls
 

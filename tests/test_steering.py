@@ -16,8 +16,9 @@ from typing import Any
 
 import pytest
 
-from agent import git, steering, tiny
+from agent import calls, chaos_night, git, steering, tiny
 from agent.errors import UserError
+from agent.judge import Rule
 from agent.ledger import Ledger, State, events, replay
 from agent.records import Edit, Order
 from agent.scripted import Delay, Fixed
@@ -41,9 +42,9 @@ class Terminal:
             train.write_text(train.read_text().replace(SLOW, f"{SLOW}\n        __import__('time').sleep({slow})"))
             tiny.commit(target, "Slower")
 
-    def start(self, *more: str) -> None:
+    def start(self, *more: str, program: tuple[str, ...] = ("agent.cli",)) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "agent.cli", "run", "target", "--name", self.folder.name, "--slots", "2", *more],
+            [sys.executable, "-m", *program, "run", "target", "--name", self.folder.name, "--slots", "2", *more],
             cwd=self.cwd, env=environment(self.model), text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
 
     def tell(self, *words: str, code: int = 0) -> str:
@@ -218,6 +219,32 @@ def test_a_merge_waits_for_a_person_while_others_go_on(tmp_path: Path) -> None:
 
 def process_lives(terminal: Terminal) -> bool:
     return terminal.process is not None and terminal.process.poll() is None
+
+
+def test_a_kill_right_after_a_revert_leaves_no_gate_that_knows_another_tip(tmp_path: Path) -> None:
+    answers = [known("less smoothing"), *(worse(i) for i in range(2, 6))]
+    with campaign(tmp_path, answers, slow=0.02) as (terminal, _):
+        toml = tmp_path / "target" / "ratchet.toml"
+        toml.write_text(toml.read_text().replace('policy = "single"', 'policy = "bundles"\ngear = "paired"'))
+        tiny.commit(tmp_path / "target", "Bundles")
+        terminal.start()
+        terminal.until(lambda s: s.merges)
+        terminal.process.kill()  # type: ignore[union-attr]
+        terminal.process.wait()  # type: ignore[union-attr]
+        name = terminal.state.merges[0].candidate
+        steering.give(terminal.folder, "revert", "", name)
+        (tmp_path / chaos_night.WANTED).write_text(json.dumps({"revert less smoothing": "after"}))
+        terminal.start(program=("agent.chaos_night", "die", str(tmp_path)))
+        terminal.end(code=-signal.SIGKILL)
+        told = terminal.state
+        assert [one.candidate for one in told.reverts] == [name]
+        assert [call["tip"] for call in told.calls if "moved" in call][-1:] != [told.tip]
+        terminal.start()
+        terminal.end()
+        state = terminal.state
+        assert [call["tip"] for call in state.calls if "moved" in call][-1] == state.reverts[-1].new_tip
+        assert calls.rulings(state, Rule(0.1, (3,), 0.002)) and state.phase == "finished"
+        assert git.resolve(terminal.folder / "repo.git", git.ACCEPTED) == state.tip
 
 
 @pytest.mark.parametrize("kind", ["revert", pytest.param("veto", marks=pytest.mark.slow)])
