@@ -40,7 +40,7 @@ from agent.ledger import State
 from agent.messages import focus
 from agent.novelty import Novelty
 from agent.power import order
-from agent.read import HistoryLine, brief
+from agent.read import Lines, brief
 from agent.records import (
     Candidate,
     Merge,
@@ -137,7 +137,7 @@ class Campaign:
         self.rng = random.Random(f"memory {task.seed}")
         self.state = State(campaign={"seed": task.seed, "steps": STEPS}, tip="tip0")
         self.novelty = Novelty(self.state)
-        self.lines: dict[str, tuple[Verdict, HistoryLine]] = {}
+        self.lines: Lines = {}
         self.rule = rule_of(CONFIG.judge, "min", sealed=False)
         self.noise = Pooled(2 * self.rule.floor**2, 2)
         self.ideas: list[Idea] = []

@@ -46,7 +46,7 @@ from agent.patch import build, combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
 from agent.propose import MODELS, add_costs, proposal_id
-from agent.read import Briefing, HistoryLine, brief
+from agent.read import Briefing, Lines, brief
 from agent.records import (
     Candidate,
     Fault,
@@ -136,7 +136,7 @@ class Campaign:
         self.chores: list[Callable[[], None]] = []
         """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
         killed process left undone."""
-        self.novelty, self.lines = Novelty(self.state), dict[str, tuple[Verdict, HistoryLine]]()
+        self.novelty, self.lines = Novelty(self.state), Lines()
         self.guidance = self.site.guidance()
         self.exhausted = False
         self.in_vain = 0

@@ -62,12 +62,15 @@ def possible_modes(files: Mapping[str, str], pinned: bool) -> tuple[Mode, ...]:
     return tuple(mode for mode in EXPECTED if (mode != "anchored" or pinned) and (mode != "files" or short))
 
 
-def tried(proposals: Iterable[Proposal], most: int = 500) -> tuple[Tried, ...]:
+def tried(proposals: Sequence[Proposal], most: int = 500) -> tuple[Tried, ...]:
     """The last ``most`` replies among ``proposals``, oldest first."""
-    found = [Tried(reply.model, mode, reply.placed)
-             for proposal in proposals for reply in proposal.replies
-             for mode in EXPECTED if mode == reply.mode]
-    return tuple(found[-most:])
+    found: list[Tried] = []
+    for proposal in reversed(proposals):
+        if len(found) >= most:
+            break
+        found += [Tried(reply.model, mode, reply.placed)
+                  for reply in reversed(proposal.replies) for mode in EXPECTED if mode == reply.mode]
+    return tuple(found[:most][::-1])
 
 
 def noted(proposal: Proposal, stage: Literal["patch", "preflight"], problem: str, placed: bool = True) -> Proposal:

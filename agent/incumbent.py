@@ -25,15 +25,11 @@ RECENT_PAIRS = 60
 def find(state: State) -> Result | None:
     """The newest good run of the code at the tip, as far as the ledger's state alone can tell; else of the start."""
     tree = state.merges[-1].tree if state.merges and state.merges[-1].new_tip == state.tip else ""
-    wanted = ("baseline", "pair", "weigh") if tree else ("baseline",)
-    for name in reversed(state.runs):
-        run = state.runs[name]
-        result = state.results.get(name)
-        if (run.purpose in wanted and result is not None and not result.fault and (not tree or run.tree == tree)
-                and (tree or run.candidate is None)):
-            return result
-    return next((state.results[name] for name in reversed(state.runs) if state.runs[name].purpose == "baseline"
-                 and name in state.results and not state.results[name].fault), None)
+    of_tip = [run.id for (own, _), runs in state.alike.items() if tree and own == tree for run in runs
+              if run.purpose in ("baseline", "pair", "weigh")]
+    of_tip.sort(key=lambda name: state.spans[name][0])
+    return next((result for name in (*reversed(of_tip), *reversed(state.baselines))
+                 if (result := state.results.get(name)) is not None and not result.fault), None)
 
 
 def profile(result: Result, metric: str) -> str:

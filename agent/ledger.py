@@ -147,6 +147,8 @@ class State:
     """Wall seconds of the processes before the present one."""
     session: str = ""
     """When the present process began."""
+    baselines: list[str] = field(default_factory=list)
+    """Runs of the start, in their order."""
     alike: dict[tuple[str, int], list[Run]] = field(default_factory=dict)
     """Runs by tree and steps: how the bank finds them among ten thousand candidates."""
     audited: dict[str, Result] = field(default_factory=dict)
@@ -235,6 +237,8 @@ class State:
             run = from_json(Run, data)
             if run.id not in self.runs:
                 self.alike.setdefault((run.tree, run.steps), []).append(run)
+                if run.purpose == "baseline":
+                    self.baselines.append(run.id)
                 self.trained += run.trains
             self.runs[run.id] = run
             self.results.pop(run.id, None)

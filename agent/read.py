@@ -99,24 +99,32 @@ class Briefing:
     """Id or number of an earlier attempt -> all of it that a proposer may know, ready to show; empty: there is none."""
 
 
+Lines = dict[str, tuple[Verdict, HistoryLine, Tried | None]]
+"""What was made of each verdict: its line, and what it tells of its direction."""
+
+
 def brief(config: Config, state: State, files: Mapping[str, str], protected: Mapping[str, str], *,
           calibration: str = "", budget: str = "", attempts_left: int | None = None, guidance: str = "",
-          lines: dict[str, tuple[Verdict, HistoryLine]] | None = None) -> Briefing:
+          lines: Lines | None = None) -> Briefing:
     """The briefing for the next attempt. ``files`` and ``protected`` are the target's text files at ``state.tip``.
 
     ``calibration`` replaces what the campaign's own runs say of the noise, ``budget`` the text made from the config.
     ``lines`` is kept by a caller that asks often: what was made of earlier verdicts. Attempts without a verdict are
     left out of the history.
     """
-    known = {} if lines is None else lines
-    history = []
+    known: Lines = {} if lines is None else lines
+    history, done = [], []
     back = {one.candidate for one in state.reverts}
-    for name, attempt in state.attempts.items():
-        if attempt.verdict is not None and attempt.proposal.author != "gate":
-            if name in back or name not in known or known[name][0] is not attempt.verdict:
-                known[name] = attempt.verdict, _line(attempt, back)
-            history.append(known[name][1])
     sign = 1.0 if config.metric.direction == "min" else -1.0
+    for name, attempt in state.attempts.items():
+        verdict = attempt.verdict
+        if verdict is not None and attempt.proposal.author != "gate":
+            # what a part gained is known only once its bundle's verdict is there
+            if name in back or name not in known or known[name][0] is not verdict or verdict.unit:
+                known[name] = verdict, _line(attempt, back), _tried(state, attempt, sign)
+            history.append(known[name][1])
+            if (one := known[name][2]) is not None:
+                done.append(one)
     run = incumbent.find(state)
     return Briefing(
         tip=state.tip, number=len(state.attempts) + 1, files=dict(files), protected=dict(protected),
@@ -127,11 +135,11 @@ def brief(config: Config, state: State, files: Mapping[str, str], protected: Map
         command=config.train.command, guidance=guidance, seed=int(state.campaign.get("seed", 0)),
         incumbent=incumbent.profile(run, config.metric.name) if run else "",
         printed=incumbent.printed(run) if run else "", tallies=tuple(
-            one for one in tallies(tried(state, sign)) if one.direction not in closed(config)),
+            one for one in tallies(done) if one.direction not in closed(config)),
         plateau=stalled(state, sign, history),
         predictions=predictions.told(predictions.score(predicted(history, state))),
         touched=_touched(state, files), wishes=wishes(state),
-        tried=edit_modes.tried(attempt.proposal for attempt in state.attempts.values()),
+        tried=edit_modes.tried([attempt.proposal for attempt in state.attempts.values()]),
         past=lambda name: past(state, name))
 
 
@@ -140,18 +148,15 @@ def closed(config: Config) -> tuple[str, ...]:
     return ("data order",) if config.train.served else ()
 
 
-def tried(state: State, sign: float) -> list[Tried]:
-    """Every decided attempt that was trained, by direction. ``sign``: 1 where lower is better, else -1."""
-    found = []
-    for attempt in state.attempts.values():
-        verdict, proposal = attempt.verdict, attempt.proposal
-        if verdict is None or not proposal.direction or proposal.author == "gate" or not any(
-                run.trains for run in attempt.runs):
-            continue
-        merged = verdict.outcome == "accepted"
-        found.append(Tried(proposal.direction, gain(state, attempt, sign) if merged else _nearly(verdict, sign),
-                           _runs(state, attempt), merged))
-    return found
+def _tried(state: State, attempt: Attempt, sign: float) -> Tried | None:
+    """What a decided attempt tells of its direction; None where it was not trained. ``sign``: 1 where lower is better,
+    else -1."""
+    verdict, proposal = attempt.verdict, attempt.proposal
+    if verdict is None or not proposal.direction or not any(run.trains for run in attempt.runs):
+        return None
+    merged = verdict.outcome == "accepted"
+    return Tried(proposal.direction, gain(state, attempt, sign) if merged else _nearly(verdict, sign),
+                 _runs(state, attempt), merged)
 
 
 def stalled(state: State, sign: float, history: list[HistoryLine]) -> Plateau | None:

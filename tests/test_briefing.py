@@ -21,7 +21,7 @@ from agent.messages import SHRINKS, Prompts, focus
 from agent.notebook import make
 from agent.plateau import QUESTIONS, Plateau
 from agent.predictions import Outcome, Prediction, read, score, told
-from agent.read import Briefing, HistoryLine, brief
+from agent.read import Briefing, HistoryLine, Lines, brief
 from agent.records import Cost, Estimate, Merge, Pair, Proposal, Result, Run, Verdict, to_json
 from agent.scripted import Say, ScriptedModel
 from sandbox.job import Score
@@ -76,7 +76,7 @@ def long_state(attempts: int = 10_000) -> ledger.State:
 
 def test_a_large_repo_and_a_long_ledger_fit_the_budget_in_time_and_show_what_matters() -> None:
     files, state, config = large_repo(), long_state(), parsed(LARGE)
-    lines: dict[str, tuple[Verdict, HistoryLine]] = {}
+    lines: Lines = {}
     brief(config, state, files, {}, lines=lines)  # a campaign has made the lines of earlier verdicts before
     began = time.process_time()
     briefing = brief(config, state, files, {}, lines=lines)
