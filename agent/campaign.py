@@ -21,32 +21,28 @@ import contextlib
 import dataclasses
 import shutil
 import sys
-import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Literal, TypedDict
+from typing import TypedDict
 
-from agent import audits, git, guards, merge, phases, recovery, report, runs, scope
+from agent import audits, git, guards, merge, phases, recovery, report, runs
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
 from agent.court import Conclusion, Court, Trial
-from agent.drafts import Answer, Draft, Drafts, Refusal
-from agent.edit_modes import noted
+from agent.drafts import Refusal
 from agent.errors import UserError
 from agent.forecast import Forecaster
 from agent.hooks import Hooks
+from agent.intake import Intake
 from agent.judge import Rule, estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
 from agent.nightlog import Logged
-from agent.novelty import Novelty
-from agent.opening import FINITE, Opened, Options, choose_folder, moved_branch, open_campaign
-from agent.patch import build, combine
+from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
+from agent.patch import combine
 from agent.policy import PatchRefused
 from agent.preflight import preflight
-from agent.propose import MODELS, add_costs, proposal_id
-from agent.read import Briefing, Lines, brief
 from agent.records import (
     Candidate,
     Fault,
@@ -85,9 +81,6 @@ FULL_BYTES = 1 << 18
 """A run that fails with less than this left on the disk proves nothing against the code."""
 FINAL_SEED = 1_000_000_007
 """Final seeds start here: never used to select."""
-PROPOSALS_IN_VAIN = 30
-"""Proposals of a model in a row that came to nothing before it is taken to be out of order: it would go on for ever,
-where an idea book or a queue ends by itself."""
 
 
 def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
@@ -120,29 +113,24 @@ def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
 class Campaign:
     """One campaign. All memory is the ledger's; what is kept here can be rebuilt from it."""
 
+    intake: Intake
+
     def __init__(self, opened: Opened, observer: Observer, clock: Clock) -> None:
-        self.site, self.ledger, self.proposer, self.news = opened.site, opened.ledger, opened.proposer, opened.news
+        self.site, self.ledger, self.proposer = opened.site, opened.ledger, opened.proposer
         self.observer, self.clock = observer, clock
         self.bank = Bank(self.site, self.state)
         self.spending = Spending(self.site, self.state, opened.budget_runs, opened.until,
-                                 lambda: self.drafts.pending)
+                                 lambda: self.intake.drafts.pending)
         config = self.site.config
-        self.drafts = Drafts(self.proposer, config.model.parallel if self.proposer.name in MODELS else 0)
-        self.slots = Slots(self.site, opened.engine, 0 if self.drafts.inline else idle_cores(self.site))
-        self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.trials: list[Trial] = []
+        self.intake = Intake(self, self.proposer, opened.news)
+        self.slots = Slots(self.site, opened.engine, 0 if self.intake.drafts.inline else idle_cores(self.site))
+        self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.steering = Steering(self)
         self.forecaster, self.hooks = Forecaster(self), Hooks(config.hooks, self)
         self.chores: list[Callable[[], None]] = []
         """Tidying that can wait until the slots have work again. All of it may be done twice: ``resume`` does what a
         killed process left undone."""
-        self.novelty, self.lines = Novelty(self.state), Lines()
-        self.guidance = self.site.guidance()
-        self.exhausted = False
-        self.in_vain = 0
-        self.begun: float | None = None
-        """When the first candidate was tried, by this process's clock."""
-        self.first_number = 0
         self.rule = rule_of(config.judge, config.metric.direction, config.evaluate.tier == "sealed")
         self.court: Court = Bundles(self) if self.state.campaign.get("policy") == "bundles" else Single(self)
 
@@ -156,8 +144,8 @@ class Campaign:
         """The order of the night."""
         self.resume()
         self.tick(resting_only=True)
-        if not self.drafts.inline:
-            self.ask_ahead()
+        if not self.intake.drafts.inline:
+            self.intake.ask_ahead()
         self.baseline()
         self.observer.phase("trying proposals")
         while True:
@@ -165,11 +153,11 @@ class Campaign:
             drawn = self.fill()
             self.tidy()
             resting = self.slots.rests.any and bool(self.trials)
-            if not (drawn or self.slots.busy or self.awaited() or self.court.pending() or self.steering.holds()
+            if not (drawn or self.slots.busy or self.intake.awaited() or self.court.pending() or self.steering.holds()
                     or resting):
                 break
             self.absorb(self.slots.wait(0 if drawn else TICK_SECONDS))
-            self.receive()
+            self.intake.receive()
         self.give_up_rest()
         self.tidy()
         self.measure_gain()
@@ -191,7 +179,7 @@ class Campaign:
             for _, result in self.slots.wait(1.0):
                 self.ledger.append("run_finished", result)
             waited += 1.0
-        lost(self.ledger, self.drafts.pending)
+        lost(self.ledger, self.intake.drafts.pending)
         self.ledger.append("stopped", {"reason": self.steering.reason, "phases": phases.facts(self.state)})
 
     def resume(self) -> None:
@@ -234,7 +222,7 @@ class Campaign:
         candidate = attempt.candidate
         if candidate is not None and candidate.base == self.state.tip:
             begun = attempt.proposal.parts or any(run_.candidate == candidate.id for run_ in self.state.runs.values())
-            if not begun and self.turned_away(attempt, candidate):  # the process may have died between the two
+            if not begun and self.intake.turned_away(attempt, candidate):  # the process may have died between the two
                 return
             trial = Trial(attempt, candidate)
             self.trials.append(trial)
@@ -242,7 +230,7 @@ class Campaign:
                 trial.ready = True
                 self.court.restore(trial)
         else:
-            self.build(attempt)
+            self.intake.build(attempt)
 
     def baseline(self) -> None:
         """Train the incumbent on the first seeds, as many as there are slots. Raises UserError when it fails."""
@@ -291,10 +279,7 @@ class Campaign:
         for attempt in list(self.state.attempts.values()):
             if attempt.verdict is None:
                 self.close(attempt, "propose", "the budget was spent before it was mended", "inconclusive")
-        if self.drafts.pending:
-            lost(self.ledger, self.drafts.pending)
-            self.note(f"{self.drafts.pending} replies of the model were still on their way: they are lost; under a cap "
-                      "each counts as the dearest one")
+        self.intake.give_up()
 
     def measure_gain(self) -> None:
         """Start against tip on fresh seeds and the final split, which nothing has read before."""
@@ -351,31 +336,15 @@ class Campaign:
             pass
         if not self.court.draws():
             return False
-        if self.drafts.inline:
-            return self.slots.free() is not None and self.draw()
-        self.ask_ahead()
+        if self.intake.drafts.inline:
+            return self.slots.free() is not None and self.intake.draw()
+        self.intake.ask_ahead()
         return False
-
-    def ask_ahead(self) -> None:
-        """Ask the model for as many proposals as the slots will soon need."""
-        ahead = sum(1 for trial in self.trials if not any(r.trains for r in trial.attempt.runs)) + self.drafts.pending
-        wanted = self.drafts.wanted(len(self.site.devices), self.candidate_seconds())
-        while ahead < wanted and self.drafts.drafting < self.drafts.parallel and self.draw():
-            ahead += 1
-
-    def candidate_seconds(self) -> float:
-        """Wall seconds from one candidate to the next since the first was tried; 0 while that is not known."""
-        done = len(self.state.attempts) - len(self.trials) - self.first_number
-        return (time.monotonic() - self.begun) / done if self.begun is not None and done > 0 else 0.0
 
     def tidy(self) -> None:
         """Do the chores."""
         while self.chores:
             self.chores.pop(0)()
-
-    def awaited(self) -> bool:
-        """Whether the campaign waits for replies: not for new ideas once there is no budget to try them."""
-        return self.drafts.pending > 0 and not self.spending.forbids("pair", self.clock())
 
     def start_wanted(self) -> bool:
         """Start one run that a trial waits for; nearest to a verdict first, tiny runs last."""
@@ -383,8 +352,8 @@ class Campaign:
             device = self.needs.device_for(need.seed) if need.purpose != "preflight" else ""
             free = self.slots.free(device, need.purpose in ("preflight", "audit"))
             if free and not self.spending.forbids(need.purpose, self.clock()):
-                if need.purpose == "pair" and self.begun is None:
-                    self.begun, self.first_number = time.monotonic(), len(self.state.attempts) - len(self.trials)
+                if need.purpose == "pair":
+                    self.intake.begin()
                 self.needs.start(need, free, owner)
                 return True
         return False
@@ -396,105 +365,11 @@ class Campaign:
             if not trial.ready and not any(run_.candidate == trial.id for run_ in self.slots.busy):
                 yield Need("preflight", trial.candidate.head, first, steps), trial.id
 
-    def draw(self) -> bool:
-        """Ask for one proposal; False when there is nothing more to propose, or no budget to try it."""
-        if not self.more() or self.spending.forbids_question():
-            return False
-        briefing = self.briefing()
-        self.drafts.ask(Draft(dataclasses.replace(briefing, number=briefing.number + self.drafts.drafting)))
-        if self.drafts.inline:
-            self.receive()
-        return not self.exhausted
-
-    def receive(self) -> None:
-        """Take what the proposer answered: a new proposal is built, a mended one is built again."""
-        for text in self.news.take():
-            self.note(text)
-        for answer in self.drafts.ready():
-            if answer.draft.broken is None:
-                self.receive_new(answer)
-            else:
-                self.receive_mended(answer, answer.draft.broken)
-
-    def receive_new(self, answer: Answer) -> None:
-        proposal = answer.proposal
-        number = len(self.state.attempts) + 1
-        if answer.failure is not None:  # a proposal that never came is an attempt that ended at the first stage
-            title = "no usable proposal"
-            failed = Proposal(proposal_id(number, title), answer.draft.briefing.tip, title, answer.failure.reason,
-                              "llm", cost=answer.failure.cost, source=self.proposer.name,
-                              replies=answer.failure.replies)
-            self.ledger.append("proposal", failed)
-            self.close(self.state.attempts[failed.id], "propose", answer.failure.reason)
-        elif proposal is None:
-            if self.proposer.name not in FINITE and not self.exhausted:  # those end when they are empty
-                self.note(f"no more proposals: {self.proposer.ended}")
-            self.exhausted = True
-        else:
-            # others may have come since it was asked for, so its number is known only now
-            proposal = dataclasses.replace(proposal, id=proposal_id(number, proposal.title))
-            self.ledger.append("proposal", proposal)
-            self.build(self.state.attempts[proposal.id])
-
-    def receive_mended(self, answer: Answer, broken: Proposal) -> None:
-        refusal = answer.draft.refusal
-        assert refusal is not None
-        if self.state.attempts[broken.id].verdict:  # vetoed meanwhile
-            cost = answer.failure.cost if answer.failure else answer.proposal.cost if answer.proposal else None
-            if cost is not None:
-                self.ledger.append("proposal", dataclasses.replace(
-                    broken, cost=add_costs(broken.cost, cost) if answer.failure else cost))
-            return
-        if answer.failure is not None:
-            spent = dataclasses.replace(broken, cost=add_costs(broken.cost, answer.failure.cost),
-                                        replies=(*broken.replies, *answer.failure.replies))
-            self.ledger.append("proposal", spent)
-        elif answer.proposal is not None:
-            self.ledger.append("proposal", answer.proposal)
-            self.build(self.state.attempts[broken.id], answer.draft.rounds)
-            return
-        self.close(self.state.attempts[broken.id], refusal.stage, refusal.reason, fault=refusal.fault)
-
-    def build(self, attempt: Attempt, repairs: int = 0) -> None:
-        """Patch the present tip: a trial. A refusal is shown to the proposer, which may mend it; else it is the
-        verdict."""
-        proposal = attempt.proposal
-        if proposal.parts:
-            self.close(attempt, "judge", "given up: the tip moved, or the process ended, before it was certified",
-                       "inconclusive")
-            return
-        try:
-            candidate = build(self.site.repo, self.site.prefix, self.state.tip, proposal, self.site.config.source,
-                              self.clock())
-        except PatchRefused as refused:
-            reason = " ".join((refused.reason, "; ".join(" ".join(line.split())
-                                                         for line in refused.nearest[:3]))).strip()
-            if attempt.candidate is not None and attempt.candidate.base != self.state.tip:
-                reason = f"conflicts with what was merged meanwhile: {reason}"
-            self.note_reply(attempt, "patch", reason, refused.rule != "match")
-            self.mend(attempt, str(refused), repairs, Refusal("patch", reason))
-            return
-        if not self.novelty.same_change(candidate, attempt) and (
-                objection := self.novelty.objection(attempt, candidate)):
-            git.update_ref(self.site.repo, f"refs/heads/{candidate.branch}", "", None)
-            self.mend(attempt, objection, repairs, Refusal("patch", objection))
-            return
-        self.ledger.append("candidate", candidate)
-        if self.turned_away(attempt, candidate):
-            return
-        self.in_vain = 0
-        trial = Trial(attempt, candidate, repairs)
+    def admit(self, trial: Trial) -> None:
+        """A new trial, which wants its tiny run first where the target has one."""
         self.trials.append(trial)
         if not probed(self.site.config):
             self.enter(trial)
-
-    def turned_away(self, attempt: Attempt, candidate: Candidate) -> bool:
-        """Close an attempt that repeats another's change or is out of scope, before anything is run."""
-        twin = self.novelty.same_change(candidate, attempt)
-        reason = f"the same change as {twin}" if twin else scope.outside(self.site, attempt.proposal, candidate)
-        if reason:
-            self.close(attempt, "patch", reason)
-        return bool(reason)
 
     def enter(self, trial: Trial) -> None:
         """A trial is fit for full runs."""
@@ -512,29 +387,13 @@ class Campaign:
         self.ledger.append("proposal", proposal)
         self.ledger.append("candidate", candidate)
         trial = Trial(self.state.attempts[proposal.id], candidate)
-        self.trials.append(trial)
-        if not probed(self.site.config):
-            self.enter(trial)
+        self.admit(trial)
         return trial
 
     def more(self) -> bool:
         """Whether there may be more proposals."""
-        return not (self.exhausted or self.spending.questions_spent) and not self.spending.forbids("pair", self.clock())
+        return self.intake.more()
 
-    def note_reply(self, attempt: Attempt, stage: Literal["patch", "preflight"], why: str, placed: bool = True) -> None:
-        """Write down what became of a model's last reply."""
-        known = noted(attempt.proposal, stage, why, placed)
-        if known != attempt.proposal:
-            self.ledger.append("proposal", known)
-
-    def mend(self, attempt: Attempt, problem: str, repairs: int, refusal: Refusal) -> None:
-        """Ask the proposer for a repair; ``refusal`` is the verdict where it has none."""
-        if repairs >= self.site.config.model.repairs or self.spending.forbids_question():
-            self.close(attempt, refusal.stage, refusal.reason, fault=refusal.fault)
-            return
-        self.drafts.ask(Draft(self.briefing(), attempt.proposal, problem, repairs + 1, refusal))
-        if self.drafts.inline:
-            self.receive()
 
     # ------------------------------------------------------------------------------------------- absorb the results
 
@@ -549,7 +408,7 @@ class Campaign:
                                 "Free some (`ratchet gc` frees old runs), then run the same command again.")
             self.ledger.append("run_finished", result)
             trial = next((t for t in self.trials if t.id == run_.candidate), None)
-            twin = self.novelty.same_as(run_, result)
+            twin = self.intake.novelty.same_as(run_, result)
             if trial is not None and twin and run_.tree == trial.candidate.tree:
                 self.close(trial.attempt, "preflight" if run_.purpose == "preflight" else "measure",
                            f"behaves exactly as {twin}: the same {'weights' if result.weights_sha256 else 'losses'} on "
@@ -589,9 +448,9 @@ class Campaign:
         self.court.leave(trial)
         refusal = Refusal("preflight", found.reason, found.fault)
         if found.fault and not trial.attempt.proposal.parts:
-            self.note_reply(self.state.attempts[trial.id], "preflight", found.reason)
+            self.intake.note_reply(self.state.attempts[trial.id], "preflight", found.reason)
             problem = f"{found.reason}\n{found.log_tail[-2000:]}"
-            self.mend(self.state.attempts[trial.id], problem, trial.repairs, refusal)
+            self.intake.mend(self.state.attempts[trial.id], problem, trial.repairs, refusal)
         else:
             self.close(trial.attempt, refusal.stage, refusal.reason)
 
@@ -637,7 +496,7 @@ class Campaign:
         for other in others:
             if self.court.restarts:
                 self.slots.stop([run_ for run_ in self.slots.busy if run_.candidate == other.id])
-            self.build(self.state.attempts[other.id], other.repairs)
+            self.intake.build(self.state.attempts[other.id], other.repairs)
         self.court.moved()
 
     def move_branch(self, merged: Merge | Removal | Revert) -> None:
@@ -703,10 +562,7 @@ class Campaign:
             self.refuse(current, current.candidate, verdict)
         self.observer.attempt(self.state, current)
         if stage in ("propose", "patch") and attempt.proposal.author == "llm" and outcome == "rejected":
-            self.in_vain += 1
-            if self.in_vain >= PROPOSALS_IN_VAIN and not self.exhausted:
-                self.exhausted = True
-                self.note(f"no more proposals: {self.in_vain} in a row came to nothing")
+            self.intake.came_to_nothing()
 
     def guarded(self, pairs: tuple[Pair, ...]) -> dict[str, Guard]:
         """What a candidate with these pairs costs beside the loss, against the start of the campaign."""
@@ -741,13 +597,6 @@ class Campaign:
         if budget.unit == "seconds" or not steps:
             return f"{budget.amount:g} seconds" if budget.amount else "what the command decides"
         return f"{steps} {budget.unit.replace('_', ' ')}"
-
-    def briefing(self) -> Briefing:
-        editable, protected = self.site.texts(self.state.tip)
-        found = brief(self.site.config, self.state, editable, protected, guidance=self.guidance, lines=self.lines)
-        if found.plateau and found.plateau.text not in self.state.notes and self.proposer.name not in FINITE:
-            self.note(found.plateau.text)
-        return found
 
     def note(self, text: str) -> None:
         """For the screen, the report and whoever reads the ledger."""
