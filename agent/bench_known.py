@@ -52,7 +52,8 @@ class Bank:
                 self.audited = {name: bool(passed) for name, passed in kept["audits"].items()}
             except (ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(f"{self.path} holds no known runs ({error}).", "Give another --known.") from error
-        self._keep((self.ground.start, SEEDS[0], self.steps), first)
+        if self._key((self.ground.start, SEEDS[0], self.steps)) not in self.known:  # another charge, another way
+            self._keep((self.ground.start, SEEDS[0], self.steps), first)
 
     def results(self, wanted: Sequence[Asked], label: str) -> list[Result]:
         """What is known of these runs; they are trained where nothing is."""

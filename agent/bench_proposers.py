@@ -18,6 +18,7 @@ the source), or an endpoint (``--model-url`` with ``--model``). Does not cover: 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import statistics
@@ -47,6 +48,8 @@ PLANTED = ("larger-unembedding-rate", "gentler-matrix-rate", "longer-adam-memory
 """Cards that each mend one numeric oversight of settings/cpu.py; no proposer is told which these are."""
 PROMISING, KEPT = 0.006, 0.004
 """In val_bpb: a paired effect's sd is 0.002 to 0.008 on this preset (docs/LOG.md)."""
+SOME_DAY = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+"""Of every commit: a proposer that draws by the tip draws the same again, and finds its runs known."""
 KEPT_REPLIES = Path(__file__).parent.parent / "tests" / "data" / "replies" / "hybrid.jsonl"
 """Missing where only the package is installed."""
 FIGURES = ("best_loss", "invalid_share", "duplicate_share", "planted_found", "runs", "audited_out")
@@ -196,7 +199,7 @@ class Player:
 
     def _build(self, proposal: Proposal) -> Candidate:
         site = self.bank.ground.site
-        return patch.build(site.repo, site.prefix, self.state.tip, proposal, site.config.source)
+        return patch.build(site.repo, site.prefix, self.state.tip, proposal, site.config.source, SOME_DAY)
 
     def _close(self, attempt: Attempt, outcome: Outcome, reason: str, effect: float | None) -> None:
         attempt.verdict = Verdict(attempt.proposal.id, outcome, "judge" if effect is not None else "patch", reason)
