@@ -26,7 +26,7 @@ from agent.propose import MODELS
 from agent.screen import Observer
 from agent.site import Site
 from agent.spending import Spending
-from agent.view import forecast_line
+from agent.view import HOUR, forecast_line
 
 CALIBRATED = 10
 """Attempts with a verdict from which a forecast counts as calibrated."""
@@ -116,7 +116,7 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     if caps.tokens and prompt + reply:
         dearest = state.dearest.prompt_tokens + state.dearest.completion_tokens
         room["tokens"] = (caps.tokens - spent_tokens - dearest) / (prompt + reply) + stock
-    ends = min(room, key=lambda name: room[name]) if room else "one hour"
+    ends = min(room, key=lambda name: room[name]) if room else HOUR
     more = max(0.0, min(room.values(), default=3600 / wall))
     finals = 2 * site.config.judge.final_pairs
     if spending.budget_runs is not None:

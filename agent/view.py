@@ -220,15 +220,20 @@ def status_lines(state: State, alive: bool) -> list[str]:
     return lines + [f"last      {log_line(r)}" for r in last] + [f"note      {clean(n)}" for n in state.notes[-3:]]
 
 
+HOUR = "one hour"
+"""What a forecast says that ends the campaign where nothing does: it looks an hour ahead."""
+
+
 def forecast_line(found: dict[str, Any]) -> str:
     """What a campaign will have spent at its end: ``about 96 experiments, 8.1 GPU-h in 2.1 h, at most $14``."""
     money = (f", at most ${found['usd_at_most']:.2f}" if found["usd_at_most"] else
              f", about ${found['usd']:.2f}" if found["usd"] else "")
     tokens = f", {found['tokens']:,} tokens" if found["tokens"] else ""
     basis = {"limits": "before the first run", "baseline": "after the baseline", "calibrated": "calibrated"}
+    end = "without a cap: an hour from now" if found["ends"] == HOUR else f"ended by {found['ends']}"
     return (f"about {found['experiments']} experiments, {found['gpu_hours']:.2g} GPU-h in {found['hours']:.2g} h"
-            f"{tokens}{money} ({basis[found['basis']]}: {found['seconds_a_run']:.3g} s a run; ended by "
-            f"{found['ends']}; {found['reserved_runs']} runs held back)")
+            f"{tokens}{money} ({basis[found['basis']]}: {found['seconds_a_run']:.3g} s a run; "
+            f"{end}; {found['reserved_runs']} runs held back)")
 
 
 def revert_lines(state: State) -> list[str]:

@@ -68,7 +68,7 @@ def test_a_known_run_is_looked_up_and_still_counted(tmp_path: Path, monkeypatch:
     assert len(ground.asked) == bank.trained == len(SEEDS)
     again = Bank(ground, 20, tmp_path / "known.json")  # type: ignore[arg-type]
     again.open()
-    assert again.results([("s", 3, 20)], "x")[0].scores["val"].value == 3.0 and again.trained == 1
+    assert again.results([("s", 3, 20)], "x")[0].scores["val"].value == 3.0 and again.trained == 0
 
 
 def test_a_reply_without_an_edit_is_invalid_and_the_replies_end() -> None:

@@ -19,6 +19,7 @@ from agent.forecast import forecast
 from agent.records import Cost, Proposal, Result, Run
 from agent.site import Site, until_time
 from agent.spending import Spending, audit_runs, parse_caps
+from agent.view import forecast_line
 from sandbox.job import Score
 from tests.night import Night
 from tests.test_campaign import environment, ratchet, serving
@@ -137,6 +138,14 @@ def test_a_forecast_follows_the_tightest_cap(tmp_path: Path) -> None:
     assert found["gpu_hours"] == pytest.approx(1800 / 3600, abs=1e-4)
 
 
+def test_a_forecast_of_a_campaign_without_a_cap_looks_an_hour_ahead_and_says_so(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, slots=1)
+    train(night, 1, 100)
+    found = forecast(spending.site, night.state, spending, NOW)
+    assert "100 s a run; without a cap: an hour from now; " in forecast_line(found)
+    assert "; ended by GPU-hours; " in forecast_line(found | {"ends": "GPU-hours"})
+
+
 @pytest.mark.parametrize(("text", "wanted"), [("usd=5", 5.0), ("tokens=1e6", 1_000_000), ("gpu_hours=0", 0.0)])
 def test_a_cap_of_the_command_line_lies_over_the_file(text: str, wanted: float) -> None:
     laid = parse_caps((text,), Caps(usd=1, tokens=2, gpu_hours=3))
@@ -194,7 +203,9 @@ def test_a_campaign_says_what_it_expects_and_keeps_its_caps_over_a_restart(tmp_p
     assert first["data"]["caps"]["experiments"] == 40 and first["data"]["caps"]["usd"] == 3
 
 
-@pytest.mark.parametrize("campaigns", [1, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("campaigns", [12])
 def test_random_campaigns_keep_their_caps(tmp_path: Path, campaigns: int) -> None:
     done = ratchet_long("bench", "caps", "--json", "--campaigns", str(campaigns), cwd=tmp_path)
     facts: dict[str, Any] = json.loads(done.stdout)

@@ -74,7 +74,7 @@ def test_the_environment_is_read_in_config_and_where_a_process_is_started() -> N
                     isinstance(node.value, ast.Name) and node.value.id == "os"):
                 readers.add(path.stem)
     assert {"config"} <= readers <= {"config", "git", "site", "bench_machine", "bench_training", "bench_ground",
-                                        "bench_pipeline", "bench_caps", "bench_llm", "bench_chaos"}
+                                        "bench_pipeline", "bench_caps", "bench_llm", "bench_chaos", "bench_soak"}
 
 
 def test_there_are_two_broad_handlers() -> None:
