@@ -162,7 +162,11 @@ class Campaign:
         self.tidy()
         self.measure_gain()
         self.ledger.append("finished", {"phases": phases.facts(self.state)})
-        report.write(self.state, self.site.folder)
+        try:
+            report.write(self.state, self.site.folder)
+        except OSError as error:  # the same command would begin the next campaign
+            raise UserError(f"The campaign is finished, but its report cannot be written ({error.strerror}).",
+                            f"Free some of the disk, then: ratchet report {self.state.campaign['name']}") from error
         self.observer.finished(self.state)
 
     def tick(self, resting_only: bool = False) -> None:

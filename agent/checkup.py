@@ -42,6 +42,8 @@ class Tally:
 def tally(folder: Path) -> Tally:
     """The contradictions in run ``folder``. Raises UserError when its ledger cannot be read."""
     state, _ = replay(folder / runs.LEDGER)
+    if not state.campaign:  # killed before its first line: there is nothing that could contradict
+        return Tally()
     return Tally(tuple(_lost(folder, state)), tuple(_doubled(folder, state)), tuple(_tip(folder, state)))
 
 

@@ -271,11 +271,15 @@ def bulk_file(folder: Path, split: str) -> Path:
 def write_atomically(path: Path, data: bytes) -> None:
     """Write ``data`` so that ``path`` appears whole or not at all, and survives a power cut."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:  # a full disk, most of the time: half a file must not keep it full
+        temporary.unlink(missing_ok=True)
+        raise
 
 
 def write_job(folder: Path, job: Job) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from agent import cli, git, tiny
+from agent import checkup, cli, git, tiny
 from agent.edit_modes import EXPECTED
 from agent.ledger import Attempt, State, events, replay
 from agent.recompute import recompute
@@ -606,6 +606,35 @@ def test_a_full_disk_is_one_line(tmp_path: Path, edge: Any, small_disk: Path, le
     assert (code, err) == (0, ""), out
     assert [merged_titles(check_sound(path)) for path in small_disk.iterdir() if path.name != ".data"] == [
         ["less smoothing"]]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_disk_that_fills_at_any_stage_loses_nothing(tmp_path: Path, edge: Any, small_disk: Path) -> None:
+    tiny.write_tiny_target(tmp_path / "t")
+    patch = patch_file(tmp_path, tmp_path / "t", "less smoothing")
+    command = ("try", str(patch), "--repo", "t", "--level", "0", "--unconfined")
+    stages = Counter[str]()
+    for left_kb in (*range(0, 400, 100), *range(400, 2048, 40)):
+        for old in small_disk.iterdir():
+            shutil.rmtree(old) if old.is_dir() else old.unlink()
+        (small_disk / ".filler").write_bytes(b"x" * ((2048 - left_kb) * 1024))
+        code, out, err = edge(*command)
+        (small_disk / ".filler").unlink()
+        began = [path for path in small_disk.iterdir() if (path / "ledger.jsonl").exists()]
+        if code == 0:
+            break
+        assert len(err.splitlines()) == 1 and "disk" in err.lower(), (left_kb, out, err)
+        assert all(checkup.tally(path).problems == () for path in began), left_kb
+        reached = replay(began[0] / "ledger.jsonl")[0] if began else None
+        stages["measured" if reached and reached.results else "begun" if reached else "before"] += 1
+        finished = reached is not None and reached.phase == "finished"
+        assert finished == ("ratchet report" in err), (left_kb, err)
+        code, out, err = edge("report") if finished else edge(*command)
+        assert (code, err) == (0, ""), (left_kb, out, err)
+        assert [merged_titles(check_sound(path)) for path in small_disk.iterdir() if path.name != ".data"] == [
+            ["less smoothing"]], left_kb
+    assert code == 0 and {"before", "measured"} <= set(stages), stages
 
 
 # ---------------------------------------------------------- (e, g) the user's own patches; a merge during another trial
