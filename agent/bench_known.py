@@ -54,6 +54,8 @@ class Bank:
                 raise UserError(f"{self.path} holds no known runs ({error}).", "Give another --known.") from error
         if self._key((self.ground.start, SEEDS[0], self.steps)) not in self.known:  # another charge, another way
             self._keep((self.ground.start, SEEDS[0], self.steps), first)
+        else:
+            self.trained += 1
 
     def results(self, wanted: Sequence[Asked], label: str) -> list[Result]:
         """What is known of these runs; they are trained where nothing is."""

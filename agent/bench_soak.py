@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import shutil
 import statistics
 import subprocess
 import sys
@@ -126,7 +127,7 @@ def soak(options: argparse.Namespace, say: Say) -> Finding:
         problems = list(checkup.tally(run).problems)
         state, _ = replay(run / "ledger.jsonl")
         if options.keep is not None:
-            subprocess.run(["cp", "-a", str(run), str(options.keep)], check=True)
+            shutil.copytree(run, options.keep, dirs_exist_ok=True, symlinks=True)
     memory, files = _quarters([(at, mib) for at, mib, _ in samples]), _quarters([(at, n) for at, _, n in samples])
     flat = memory[1] <= memory[0] * GROWTH[0] + GROWTH[1] and files[1] <= files[0] + FILES
     facts = {"minutes": options.minutes, "faults": dict(faults), "memory_mib": memory, "files": files, "flat": flat,
@@ -161,16 +162,19 @@ def _watch(controller: subprocess.Popen[bytes], run: Path, model: Model, shims: 
                 samples.append((now - began, seen.memory_info().rss / 2**20, seen.num_fds()))
             except psutil.Error:
                 continue
+        if (shims / "killed").exists():
+            (shims / "killed").unlink()
+            faults["git"] += 1
         if now >= due and now < began + 60 * options.minutes * 0.9:
             kind = FAULTS[turn % len(FAULTS)]
             if kind in MOODS:
                 model.sulk(kind, options.every * 0.6)
             elif kind == "git":
-                ask_git(shims, chance)
+                ask_git(shims, chance)  # counted when it happened
             elif not strike_run(kind, run / "jobs", struck, chance):
                 time.sleep(0.05)
                 continue
-            faults[kind] += 1
+            faults[kind] += kind != "git"
             turn, due = turn + 1, due + options.every
             if sum(faults.values()) % 20 == 0:
                 say(f"{(now - began) / 60:.1f} min: {sum(faults.values())} faults, {samples[-1][1]:.0f} MiB, "

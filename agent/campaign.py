@@ -398,7 +398,6 @@ class Campaign:
         """Whether there may be more proposals."""
         return self.intake.more()
 
-
     # ------------------------------------------------------------------------------------------- absorb the results
 
     def absorb(self, ended: list[tuple[Run, Result]]) -> None:

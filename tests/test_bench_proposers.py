@@ -68,7 +68,7 @@ def test_a_known_run_is_looked_up_and_still_counted(tmp_path: Path, monkeypatch:
     assert len(ground.asked) == bank.trained == len(SEEDS)
     again = Bank(ground, 20, tmp_path / "known.json")  # type: ignore[arg-type]
     again.open()
-    assert again.results([("s", 3, 20)], "x")[0].scores["val"].value == 3.0 and again.trained == 0
+    assert again.results([("s", 3, 20)], "x")[0].scores["val"].value == 3.0 and again.trained == 1
 
 
 def test_a_reply_without_an_edit_is_invalid_and_the_replies_end() -> None:
@@ -85,7 +85,7 @@ def test_wrong_options_are_one_line(given: list[str]) -> None:
         bench.run("proposers", True, given)
 
 
-def test_the_kept_replies_are_a_models_and_some_of_them_apply() -> None:
+def test_the_kept_replies_of_a_model_can_be_read() -> None:
     options = bench.parser("proposers", bench.BENCHES["proposers"]).parse_args([])
     replies = Replies([json.loads(line) for line in options.replies.read_text(encoding="utf-8").splitlines()])
     files = target() | {"optim.py": (default_target() / "optim.py").read_text(encoding="utf-8")}
