@@ -16,6 +16,8 @@ from hypothesis import strategies as st
 
 from agent import evidence
 from agent.gate import Ask, Draw, Gate, Outcome, Pause, Ruling, Settings, design
+from agent.gate.beliefs import Candidate
+from agent.gate.book import Book
 
 Step = Ask | Draw | Ruling | Pause
 Runs = Callable[[Ask], Outcome]
@@ -181,6 +183,23 @@ def test_large_effects_are_merged_alone_or_together(gear: str, bundles: bool) ->
     found = {name for unit in merged for name in unit}
     assert found & set(effects) and len(found & set(effects)) >= 3 and len(found - set(effects)) <= 1
     assert bundles or all(len(unit) == 1 for unit in merged)
+
+
+@given(jitter=st.lists(st.floats(-1e-7, 1e-7), min_size=3, max_size=3), order=st.permutations(range(3)))
+def test_far_beyond_the_prior_the_measured_gain_orders_a_bundle(jitter: list[float], order: list[int]) -> None:
+    """An audit moves a loss by its last digits: it must not change which patch comes first."""
+    book = Book(SHIPPED)
+    book.gear = "paired"
+    for seed, loss in enumerate((3.061, 3.047, 3.064)):
+        book.incumbent_ran(loss, seed)
+    book.calibrated()
+    gains = (0.46, 1.14, 0.45)
+    for name in order:
+        readings = [(gains[name] + 0.001 * seed + jitter[name], 1.0) for seed in (1, 2)]
+        book.candidates[f"c{name}"] = Candidate(f"c{name}", set(), paired=readings)
+    means = [book.belief(candidate).mean for candidate in book.candidates.values()]
+    assert max(means) - min(means) < 1e-6 * max(means)  # all at the prior's end
+    assert [candidate.name for candidate in book.clique(book.candidates.values(), 2)] == ["c1", "c0"]
 
 
 def test_the_gear_follows_how_well_patches_pair() -> None:

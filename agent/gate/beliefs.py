@@ -67,6 +67,14 @@ class Candidate:
         chance, mean = _posterior(self.total / sd, self.information)
         return Belief(chance, mean * sd, sd)
 
+    @property
+    def measured(self) -> float:
+        """Mean gain as it was measured, with no prior; 0 before the first reading."""
+        weight = math.fsum(weight for _, weight in self.paired)
+        if weight:
+            return math.fsum(gain * weight for gain, weight in self.paired) / weight
+        return self.total / self.information if self.information else 0.0
+
     def matched(self, typical: float, scale: float) -> Belief:
         """By its own pairs, whose sd is known only within ``SPREADS`` times the typical one.
 

@@ -95,10 +95,15 @@ class Book:
             return candidate.weighed(self.sd)
         return candidate.matched(self.pairing.typical, self.settings.expected)
 
+    def best_first(self, among: Iterable[Candidate]) -> list[Candidate]:
+        """By what is expected of each. Far beyond the prior all means are its end and differ by rounding alone: there
+        what was measured decides."""
+        return sorted(among, key=lambda c: (-float(f"{self.belief(c).mean:.6g}"), -c.measured))
+
     def clique(self, among: Iterable[Candidate], most: int) -> list[Candidate]:
         """Candidates that all merge with each other, the most promising first."""
         chosen: list[Candidate] = []
-        for candidate in sorted(among, key=lambda c: -self.belief(c).mean):
+        for candidate in self.best_first(among):
             if len(chosen) < most and not any(c.name in candidate.clashes for c in chosen):
                 chosen.append(candidate)
         return chosen

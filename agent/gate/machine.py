@@ -492,8 +492,7 @@ class Gate:
         self._book.repeated([p.arm.loss for p in proof.pairs if p.arm and not p.arm.fault])
         if len(proof.unit) > 1:
             self._rulings.append(Failed(proof.unit, why, proof.numbers()))
-        members = [self._candidates[name] for name in proof.unit if name in self._candidates]
-        members.sort(key=lambda c: -self._book.belief(c).mean)
+        members = self._book.best_first(self._candidates[name] for name in proof.unit if name in self._candidates)
         kept = members[:(len(members) + 1) // 2] if len(members) > 1 and not proof.half else []
         for candidate in members[len(kept):]:
             self._rule("rejected", (candidate.name,), why, proof.numbers())
