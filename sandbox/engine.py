@@ -4,9 +4,10 @@ State lives in the folder, so an agent that was restarted sees the same jobs. A 
 ``Engine`` is what the agent knows; here is the one for this machine. engine_ray.py and engine_slurm.py are for others,
 and tests/test_engines.py asks the same of all three.
 
-Once a job trains, one supervisor waits for the next of its kind on its device; if the job says what may be warm
-(``Job.warm``), with its boxes made (sandbox/warm.py). It is told of its job through a pipe, and ends when the pipe
-does, so it never outlives the agent. When it is gone, late or made for other jobs, the next job simply starts cold.
+Supervisors are forked from one process that has imported what they need (forkserver.py). Once a job trains that says
+what may be warm (``Job.warm``), a supervisor waits for the next of its kind on its device, with its boxes made
+(warm.py). It is told of its job through a pipe, and ends when the pipe does, so it never outlives the agent. When it is
+gone, late or made for other jobs, the next job simply starts cold.
 """
 
 from __future__ import annotations
@@ -17,7 +18,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import threading
 import time
@@ -28,6 +28,7 @@ from types import FrameType
 from typing import Any, BinaryIO, Protocol
 
 from sandbox import process, warm
+from sandbox.forkserver import ForkServer
 from sandbox.job import RESULT, Job, Progress, Result, read_progress, read_result, write_atomically, write_job
 
 PASSED_ON = ("PATH", "TMPDIR", "LD_LIBRARY_PATH", "LANG")
@@ -46,9 +47,16 @@ PARTING = 10.0
 class Waiting:
     """A supervisor that waits for a job, and what its boxes are made from."""
 
-    popen: subprocess.Popen[bytes]
+    name: str
+    """As in ``process.name_of``; empty: it has ended, or nobody knows."""
+    pipe: BinaryIO
+    """Its standard input."""
     folder: Path
     key: tuple[object, ...]
+
+    @property
+    def lives(self) -> bool:
+        return _runs(self.name)
 
 
 class EngineError(OSError):
@@ -127,7 +135,7 @@ class LocalEngine:
     """
 
     def __init__(self, lifeline: int | None = None) -> None:
-        self._started: dict[int, subprocess.Popen[bytes]] = {}
+        self._server = ForkServer(environment())
         self._lifeline = lifeline
         self._waiting: dict[str, Waiting] = {}
         """By device: one is enough, since the next begins as soon as a job trains."""
@@ -140,39 +148,45 @@ class LocalEngine:
     def start(self, folder: Path, job: Job) -> None:
         """Write ``job`` into ``folder`` and start its supervisor. Raises OSError when that cannot be done.
 
-        A folder is for one job: raises FileExistsError when it has a result already.
+        A folder is for one job: raises FileExistsError when it has a result already, EngineError where no process can
+        be started.
         """
         folder = folder.resolve()
         if (folder / "result.json").exists():
             raise FileExistsError(f"{folder} already has a result")
         write_job(folder, job)
         self._launch(folder, job)
-        if warm.kind(job) is not None and self._lifeline is None:
+        if warm.key(job) is not None and self._lifeline is None:
             self._next[folder] = job
 
     def _launch(self, folder: Path, job: Job | None) -> None:
         """A supervisor for the folder: one that waits for such a ``job``, else a new one."""
-        held = () if self._lifeline is None else (self._lifeline,)
         with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
-            popen = self._handed_over(folder, job) if job is not None and not held else None
-            if popen is not None:
+            name = self._handed_over(folder, job) if job is not None and self._lifeline is None else None
+            if name is not None:
                 self._taken.add(folder)
-            popen = popen or _supervisor([str(folder), *map(str, held)], log, subprocess.DEVNULL, held)
-            self._started[popen.pid] = popen  # kept so that poll() reaps it
-            _sign(folder, popen)
+            else:
+                try:
+                    with open(os.devnull, "rb") as nothing:
+                        name = self._server.fork([str(folder)], nothing.fileno(), log.fileno(), self._lifeline)
+                except OSError as error:
+                    raise EngineError(f"No supervisor can be started: {error}.",
+                                      f"Read {folder / 'supervisor.log'}; `ratchet doctor` tells more.") from error
+            _sign(folder, name)
 
     def close(self) -> None:
         """End what waits for a job that will not come. Jobs are left alone."""
         self._next.clear()
         for device in list(self._waiting):
             self._dismiss(device)
+        self._server.close()
 
     def prepare(self, jobs: Path, job: Job) -> None:
         """Let a supervisor wait for a job like ``job`` on its device, with its files in the folder ``jobs``, unless one
         does. A machine that cannot is no error."""
-        key = warm.kind(job)
+        key = warm.key(job)
         known = self._waiting.get(job.device)
-        if key is None or (known is not None and known.key == key and known.popen.poll() is None):
+        if key is None or (known is not None and known.key == key and known.lives):
             return
         self._dismiss(job.device)
         _sweep(jobs)
@@ -180,9 +194,17 @@ class LocalEngine:
         with contextlib.suppress(OSError):
             write_job(folder, replace(job, rival=(), stop_at=0))
             with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
-                popen = _supervisor(["--ahead", str(folder)], log, subprocess.PIPE)
-                self._waiting[job.device] = Waiting(popen, folder, key)
-                _sign(folder, popen)
+                inner, outer = os.pipe()
+                pipe = os.fdopen(outer, "wb")
+                try:
+                    name = self._server.fork(["--ahead", str(folder)], inner, log.fileno())
+                except OSError:
+                    pipe.close()
+                    raise
+                finally:
+                    os.close(inner)
+                self._waiting[job.device] = Waiting(name or "", pipe, folder, key)
+                _sign(folder, name)
 
     def ready(self, device: str) -> dict[str, Any] | None:
         """What the boxes that wait on ``device`` took and hold, once all are ready: ``boxes`` their number, of each its
@@ -194,17 +216,17 @@ class LocalEngine:
             return None
         return told
 
-    def _handed_over(self, folder: Path, job: Job) -> subprocess.Popen[bytes] | None:
-        """The waiting supervisor that took the job, or None."""
+    def _handed_over(self, folder: Path, job: Job) -> str | None:
+        """Name of the waiting supervisor that took the job, or None."""
         waiting = self._waiting.get(job.device)
-        if waiting is None or waiting.key != warm.kind(job):
+        if waiting is None or waiting.key != warm.key(job):
             return None
         del self._waiting[job.device]
-        if waiting.popen.poll() is None and waiting.popen.stdin is not None:
-            with contextlib.suppress(OSError), waiting.popen.stdin as pipe:
+        with contextlib.suppress(OSError), waiting.pipe as pipe:
+            if waiting.lives:
                 pipe.write(f"{folder}\n".encode())
                 pipe.flush()
-                return waiting.popen
+                return waiting.name
         shutil.rmtree(waiting.folder, ignore_errors=True)
         return None
 
@@ -213,13 +235,12 @@ class LocalEngine:
         if waiting is None:
             return
         with contextlib.suppress(OSError):
-            if waiting.popen.stdin is not None:
-                waiting.popen.stdin.close()
-        try:
-            waiting.popen.wait(PARTING)
-        except subprocess.TimeoutExpired:
-            waiting.popen.kill()  # its boxes die with it
-            waiting.popen.wait()
+            waiting.pipe.close()
+        deadline = time.monotonic() + PARTING
+        while waiting.lives:
+            if time.monotonic() > deadline:
+                process.send_kill([int(waiting.name.split()[0])])  # its boxes die with it
+            time.sleep(0.005)
         shutil.rmtree(waiting.folder, ignore_errors=True)
 
     def _think_ahead(self, folder: Path, ended: bool) -> None:
@@ -257,12 +278,7 @@ class LocalEngine:
     def alive(self, folder: Path) -> bool:
         """Whether the folder's supervisor runs."""
         found = _identity(folder)
-        if found is None:
-            return False
-        popen = self._started.get(found[0])
-        if popen is not None and popen.poll() is not None:
-            del self._started[found[0]]
-        return process.running(*found)
+        return found is not None and process.running(*found)
 
     def stop(self, folder: Path, patience: float = 15.0) -> None:
         """End the job: its supervisor kills the tree and writes a result; after ``patience`` seconds kill that too."""
@@ -305,19 +321,16 @@ def _uninterrupted() -> Iterator[None]:
             signal.raise_signal(caught)
 
 
-def _supervisor(arguments: list[str], log: BinaryIO, given: int,
-                held: tuple[int, ...] = ()) -> subprocess.Popen[bytes]:
-    """``given``: its standard input; ``held``: file descriptors that it keeps."""
-    return subprocess.Popen([sys.executable, "-P", "-m", "sandbox.supervisor", *arguments], cwd="/",
-                            env=environment(), stdin=given, stdout=log, stderr=log, start_new_session=True,
-                            pass_fds=held)
+def _sign(folder: Path, name: str | None) -> None:
+    """Note in the folder whose it is. A supervisor does so too: without a name here it has, or has ended."""
+    if name:
+        write_atomically(folder / "supervisor.pid", name.encode())
 
 
-def _sign(folder: Path, popen: subprocess.Popen[bytes]) -> None:
-    """Note in the folder whose it is."""
-    found = process.stat(popen.pid)
-    if found is not None:
-        write_atomically(folder / "supervisor.pid", process.name_of(popen.pid, found).encode())
+def _runs(name: str) -> bool:
+    """Whether the process of this name runs; it is one of since the machine was started."""
+    numbers = name.split()[:2]
+    return len(numbers) == 2 and process.running(int(numbers[0]), int(numbers[1]))
 
 
 def _sweep(jobs: Path) -> None:

@@ -13,7 +13,7 @@ import resource
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -64,6 +64,24 @@ def boot_id() -> str:
 def name_of(pid: int, found: Stat) -> str:
     """A process in words that no other process ever has: pid, start ticks, boot."""
     return f"{pid} {found.start_ticks} {boot_id()}"
+
+
+def retitle(words: Sequence[str]) -> None:
+    """Make these words this process's command line, as ``ps`` and ``/proc/PID/cmdline`` show it. What is longer than
+    the one that the process was started with is cut.
+
+    Written where the kernel put the arguments (``arg_start`` and ``arg_end``, proc(5)). Its last byte stays 0, by which
+    the kernel knows that this is the whole of it.
+    """
+    with open("/proc/self/stat", encoding="utf-8", errors="replace") as file:
+        fields = file.read().rpartition(")")[2].split()
+    start, end = int(fields[45]), int(fields[46])
+    room = end - start - 1
+    if start <= 0 or room <= 0:  # the kernel does not tell
+        return
+    line = b"\0".join(map(os.fsencode, words))[:room]
+    ctypes.memset(start, 0, room + 1)
+    ctypes.memmove(start, line, len(line))
 
 
 def children(pid: int) -> list[int]:

@@ -485,10 +485,9 @@ def _hold(lifeline: int) -> None:
 def wait_ahead(folder: Path, library_hints: tuple[str, ...]) -> None:
     """Make boxes ahead, wait for a job on standard input, and run it in them; or end with them when none comes."""
     process.become_subreaper()
-    job_like = read_job(folder)
-    ahead = warm.prepare(folder, job_like, library_hints)
+    ahead = warm.prepare(folder, read_job(folder), library_hints)
     # without the boxes that it should have, a cold start finds the level anew
-    named = warm.await_job(ahead, sys.stdin) if ahead.boxes or not job_like.warm else ""
+    named = warm.await_job(ahead, sys.stdin) if ahead.boxes else ""
     if not named:
         ahead.close()
         return

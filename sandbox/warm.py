@@ -92,12 +92,6 @@ def key(job: Job) -> tuple[object, ...] | None:
             job.limits, job.compile_cache, job.max_level, job.min_level)
 
 
-def kind(job: Job) -> tuple[object, ...] | None:
-    """What waits for a job: boxes of its ``key``; for one that names nothing to import, a supervisor without a box,
-    which has at least its own imports behind it. None: nothing."""
-    return key(job) if job.warm else ("bare",)
-
-
 def script(command: tuple[str, ...]) -> list[str] | None:
     """SCRIPT and its arguments of a command ``python SCRIPT.py ...``; None for any other."""
     if len(command) < 2 or command[0] not in ("python", "python3") or not command[1].endswith(".py"):
@@ -108,12 +102,9 @@ def script(command: tuple[str, ...]) -> list[str] | None:
 def prepare(folder: Path, job: Job, library_hints: tuple[str, ...]) -> Ahead:
     """Start the waiting boxes for a job like ``job``, with all their files in ``folder``. Raises OSError.
 
-    None are started where the job names nothing to import, or where the wanted level does not hold: the job must find
-    that out anew, and say so.
+    None are started where the wanted level does not hold: the job must find that out anew, and say so.
     """
     ahead = Ahead(folder, job)
-    if not job.warm:
-        return ahead
     level = boxes.probe(job.max_level)
     if level < job.min_level:
         return ahead

@@ -139,7 +139,7 @@ def test_a_waiting_box_that_died_means_a_cold_start_and_no_error(tmp_path: Path)
         folder = world.job_folder(job)
         engine.prepare(folder.parent, job)
         until(lambda: engine.ready("cpu") is not None)
-        supervisor = next(pid for pid in process.children(os.getpid()) if _says(pid, f"{folder.parent}/.ahead-"))
+        supervisor = next(pid for pid in process.descendants(os.getpid()) if _says(pid, f"{folder.parent}/.ahead-"))
         for pid in [pid for pid in process.descendants(supervisor) if _says(pid, "python")]:
             with suppress(ProcessLookupError):  # it went with its parent
                 os.kill(pid, signal.SIGKILL)
@@ -147,7 +147,7 @@ def test_a_waiting_box_that_died_means_a_cold_start_and_no_error(tmp_path: Path)
         assert (found.fault, found.warm) == (None, 0)
         engine.prepare(folder.parent, job)
         until(lambda: engine.ready("cpu") is not None)
-        supervisor = next(pid for pid in process.children(os.getpid()) if _says(pid, f"{folder.parent}/.ahead-"))
+        supervisor = next(pid for pid in process.descendants(os.getpid()) if _says(pid, f"{folder.parent}/.ahead-"))
         inside = {pid: line.start_ticks for pid in process.descendants(supervisor) if (line := process.stat(pid))}
         os.kill(supervisor, signal.SIGKILL)
         found = run(engine, world, job, ready=False)
