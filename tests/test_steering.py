@@ -194,7 +194,8 @@ def test_a_merge_waits_for_a_person_while_others_go_on(tmp_path: Path) -> None:
     answers: list[Fixed] = [known("less smoothing"), known("less back-off"), *(worse(i) for i in range(3, 6))]
     with campaign(tmp_path, answers, extra="approve = true") as (terminal, _):
         terminal.start()
-        state = terminal.until(lambda s: len(s.waiting) == 2 and len(s.judged) == 3)  # the others got their verdicts
+        state = terminal.until(lambda s: len(s.waiting) == 2 and sum(
+            a.verdict.stage == "judge" for a in s.attempts.values() if a.verdict) == 3)  # the others got theirs
         assert not state.merges and state.phase == "running"
         first, second = sorted(state.waiting)
         assert "waiting" in terminal.tell("status")
