@@ -124,7 +124,7 @@ class Campaign:
         config = self.site.config
         self.trials: list[Trial] = []
         self.intake = Intake(self, self.proposer, opened.news)
-        self.slots = Slots(self.site, opened.engine, 0 if self.intake.drafts.inline else idle_cores(self.site))
+        self.slots = Slots(self.site, opened.engine, None if self.intake.drafts.inline else idle_cores(self.site))
         self.needs = Needs(self.site, self.ledger, self.bank, self.slots)
         self.steering = Steering(self)
         self.forecaster, self.hooks = Forecaster(self), Hooks(config.hooks, self)

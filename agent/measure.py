@@ -10,6 +10,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 from agent import audits
 from agent.errors import UserError
 from agent.git import matches
@@ -157,8 +159,38 @@ def idle_cores(site: Site) -> int:
     beside a training run would slow it, or is not ours to place."""
     if any(device != "cpu" for device in site.devices):
         return 0
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(0, min(len(site.devices), cores // site.config.train.threads - len(site.devices)))
+    return max(0, min(len(site.devices), len(_cores()) // site.config.train.threads - len(site.devices)))
+
+
+def _cores() -> list[int]:
+    """Cores that this process may use."""
+    return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
+
+
+class Load:
+    """Cores that nobody used lately, as the kernel counted: trainers that wait for something leave some idle, though
+    there are as many slots as cores."""
+
+    WINDOW = 1.0
+    """Seconds over which it is measured, at least."""
+
+    def __init__(self) -> None:
+        self._cores, self._idle = _cores(), 0.0
+        self._looked, self._counted = time.monotonic(), self._count()
+
+    def idle(self) -> float:
+        """Idle cores over the last window; 0 before the first has passed."""
+        now = time.monotonic()
+        if now - self._looked >= self.WINDOW:
+            counted = self._count()
+            self._idle = (counted - self._counted) / (now - self._looked)
+            self._looked, self._counted = now, counted
+        return self._idle
+
+    def _count(self) -> float:
+        """Idle seconds of these cores since the machine was started."""
+        known = psutil.cpu_times(percpu=True)
+        return sum(known[core].idle + getattr(known[core], "iowait", 0.0) for core in self._cores if core < len(known))
 
 
 def shared(site: Site, device: str) -> bool:
@@ -178,17 +210,23 @@ class Slot:
     run: Run | None = None
     beside: bool = False
     """For tiny runs and audits alone, on cores that no training uses."""
+    spare: bool = False
+    """One beside that is used only while a core is seen to be idle."""
 
 
 class Slots:
     """The devices that an engine offers and the jobs on them. One job a slot; whoever asks waits here, nowhere else."""
 
-    def __init__(self, site: Site, engine: Engine, beside: int = 0) -> None:
-        """``beside``: places for jobs that are no training runs, besides the slots; see ``idle_cores``."""
+    def __init__(self, site: Site, engine: Engine, beside: int | None = None) -> None:
+        """``beside``: places for jobs that are no training runs, besides the slots (``idle_cores``); where that is 0,
+        one for the time that a core is seen to be idle. None: no such place."""
         self._site, self._engine = site, engine
         self.rests = Rests(lambda device: gpu_watch.ask(device, site.folder / "jobs", shared(site, device)))
         self._slots = [Slot(device) for device in site.devices] + [
-            Slot(site.devices[0], beside=True) for _ in range(beside)]
+            Slot(site.devices[0], beside=True) for _ in range(beside or 0)]
+        if beside == 0 and all(device == "cpu" for device in site.devices):
+            self._slots.append(Slot(site.devices[0], beside=True, spare=True))
+        self._load = Load()
 
     @property
     def busy(self) -> list[Run]:
@@ -222,7 +260,8 @@ class Slots:
     def _free(self, device: str, light: bool) -> Slot | None:
         """A light job goes beside the slots where it can."""
         fit = [slot for slot in self._slots if slot.run is None and device in ("", slot.device)
-               and (light or not slot.beside) and not self.rests.rests(slot.device)]
+               and (light or not slot.beside) and not self.rests.rests(slot.device)
+               and (not slot.spare or self._load.idle() > self._site.config.train.threads)]
         return max(fit, key=lambda slot: slot.beside, default=None)
 
     def start(self, run: Run, job: Job) -> None:
