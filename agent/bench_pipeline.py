@@ -41,6 +41,7 @@ from agent.bench_ground import Say, count, scratch
 from agent.bench_training import Finding
 from agent.errors import UserError
 from agent.ledger import Ledger, replay
+from agent.patch import BRANCH
 from agent.scripted import Delay, Fixed, ScriptedModel, Status
 from agent.scripted import Say as Reply
 
@@ -213,7 +214,8 @@ def lengthen(ledger: Path, wanted: int) -> None:
             name = f"old-{number:06d}"
             patch = dataclasses.replace(candidate.patch, normalised_hash=name)
             written.append("proposal", dataclasses.replace(attempt.proposal, id=name, title=name))
-            written.append("candidate", dataclasses.replace(candidate, id=name, tree=name, patch=patch))
+            written.append("candidate", dataclasses.replace(
+                candidate, id=name, branch=f"{BRANCH}{name}", tree=name, patch=patch))
             written.append("preflight", dataclasses.replace(attempt.preflight, candidate=name))
             for run in attempt.runs:
                 written.append("run_started", dataclasses.replace(run, id=f"{name}-{run.id}", tree=name,

@@ -151,7 +151,7 @@ class LocalEngine:
         A folder is for one job: raises FileExistsError when it has a result already, EngineError where no process can
         be started.
         """
-        folder = folder.resolve()
+        folder = folder.absolute()
         if (folder / "result.json").exists():
             raise FileExistsError(f"{folder} already has a result")
         write_job(folder, job)
@@ -168,7 +168,7 @@ class LocalEngine:
             else:
                 try:
                     with open(os.devnull, "rb") as nothing:
-                        name = self._server.fork([str(folder)], nothing.fileno(), log.fileno(), self._lifeline)
+                        name = self._server.fork([str(folder.resolve())], nothing.fileno(), log.fileno(), self._lifeline)
                 except OSError as error:
                     raise EngineError(f"No supervisor can be started: {error}.",
                                       f"Read {folder / 'supervisor.log'}; `ratchet doctor` tells more.") from error
@@ -197,7 +197,7 @@ class LocalEngine:
                 inner, outer = os.pipe()
                 pipe = os.fdopen(outer, "wb")
                 try:
-                    name = self._server.fork(["--ahead", str(folder)], inner, log.fileno())
+                    name = self._server.fork(["--ahead", str(folder.resolve())], inner, log.fileno())
                 except OSError:
                     pipe.close()
                     raise
@@ -224,7 +224,7 @@ class LocalEngine:
         del self._waiting[job.device]
         with contextlib.suppress(OSError), waiting.pipe as pipe:
             if waiting.lives:
-                pipe.write(f"{folder}\n".encode())
+                pipe.write(f"{folder.resolve()}\n".encode())
                 pipe.flush()
                 return waiting.name
         shutil.rmtree(waiting.folder, ignore_errors=True)
@@ -255,7 +255,7 @@ class LocalEngine:
 
     def poll(self, folder: Path) -> Result | None:
         """The result; None while the job runs; fault ``infra`` when its supervisor is gone without one."""
-        folder = folder.resolve()
+        folder = folder.absolute()
         alive = self.alive(folder)  # first: a supervisor that ends between the two looks has written its result
         result = read_result(folder)
         self._think_ahead(folder, result is not None or not alive)
@@ -282,8 +282,8 @@ class LocalEngine:
 
     def stop(self, folder: Path, patience: float = 15.0) -> None:
         """End the job: its supervisor kills the tree and writes a result; after ``patience`` seconds kill that too."""
-        self._taken.discard(folder.resolve())
-        self._next.pop(folder.resolve(), None)  # one that is stopped says nothing of what comes next
+        self._taken.discard(folder.absolute())
+        self._next.pop(folder.absolute(), None)  # one that is stopped says nothing of what comes next
         found = _identity(folder)
         if found is None or not self.alive(folder):
             return
