@@ -168,7 +168,8 @@ class LocalEngine:
             else:
                 try:
                     with open(os.devnull, "rb") as nothing:
-                        name = self._server.fork([str(folder.resolve())], nothing.fileno(), log.fileno(), self._lifeline)
+                        name = self._server.fork([str(folder.resolve())], nothing.fileno(), log.fileno(),
+                                                 self._lifeline)
                 except OSError as error:
                     raise EngineError(f"No supervisor can be started: {error}.",
                                       f"Read {folder / 'supervisor.log'}; `ratchet doctor` tells more.") from error
