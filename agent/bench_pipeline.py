@@ -34,6 +34,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 
 from agent import git, merge, tiny
@@ -123,11 +124,13 @@ base_url = "{other.base_url}"
         if case.history:
             _campaign(folder, case, level, say, stop=True)
             lengthen(ledger, case.history)
-        cores, seconds = _campaign(folder, case, level, say)
+        used = _campaign(folder, case, level, say)
     orphans = sum(str(folder) in " ".join(process.info["cmdline"] or ()) for process in
                   psutil.process_iter(["cmdline"]))
     found = account(ledger, case) | stub.outage(ledger)
-    return found | {"controller_cores": cores, "controller_s": cores * seconds / max(1, found["candidates"]),
+    during = _between(used, found["first"], found["first"] + found["wall_s"])
+    return found | {"controller_cores": during / found["wall_s"],
+                    "controller_s": during / max(1, found["candidates"]), "controller_rest_s": used[-1][1] - during,
                     "history": case.history, "orphans": orphans,
                     "ok": found["busy"] >= case.least_busy and not orphans and found.get("returned", True) and (
                         found.get("outage_busy", 1.0) >= case.least_busy) and (
@@ -200,7 +203,7 @@ def account(ledger: Path, case: Case) -> dict[str, Any]:
     room = case.slots * (last - first)
     return {"busy": held / room, "per_candidate_s": room / len(judged), "overhead_s": (room - slept) / len(judged),
             "candidates": len(judged), "runs": len(counted), "wasted_runs": sum(r.id not in told for r in counted),
-            "wall_s": last - first, "slots": case.slots, "reply_s": case.reply, "train_s": case.train}
+            "first": first, "wall_s": last - first, "slots": case.slots, "reply_s": case.reply, "train_s": case.train}
 
 
 def lengthen(ledger: Path, wanted: int) -> None:
@@ -261,10 +264,11 @@ final_pairs = 2
 {model}"""})
 
 
-def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False) -> tuple[float, float]:
+def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False) -> list[tuple[float, float]]:
     """A campaign in a process of its own; ``stop``: until its first verdict.
 
-    Returns (cores that it used, its jobs not counted; wall seconds). Raises UserError.
+    Returns (seconds since the epoch, CPU seconds that it had used, its jobs not counted) at each of its lines.
+    Raises UserError.
     """
     command = [sys.executable, "-m", "agent.cli", "run", str(folder / "target"), "--name", "sleep", "--slots",
                str(case.slots), "--level", str(level), "--unconfined", "--proposer", "llm", "--runs",
@@ -273,7 +277,7 @@ def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False
     paths = os.pathsep.join([own, *(entry for entry in sys.path if entry)])
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                env=os.environ | {"PYTHONPATH": paths, "OPENAI_API_KEY": "none"})
-    watched, begun, used = psutil.Process(process.pid), time.monotonic(), 0.0
+    watched, used = psutil.Process(process.pid), [(time.time(), 0.0)]
     lines: list[str] = []
     assert process.stdout is not None
     try:
@@ -281,7 +285,7 @@ def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False
             lines.append(line.rstrip())
             say(f"{case.name}: {lines[-1]}")
             with contextlib.suppress(psutil.Error):
-                used = sum(watched.cpu_times()[:2])
+                used.append((time.time(), sum(watched.cpu_times()[:2])))
             if stop and "  rejected  " in line:
                 process.send_signal(signal.SIGINT)
         if process.wait() not in ((0, 130) if stop else (0,)):
@@ -289,8 +293,13 @@ def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False
     finally:
         process.kill()
         process.wait()
-    seconds = time.monotonic() - begun
-    return used / seconds, seconds
+    return used
+
+
+def _between(used: list[tuple[float, float]], begin: float, end: float) -> float:
+    """CPU seconds used from ``begin`` to ``end``, as far as the readings of ``_campaign`` tell."""
+    moments, seconds = zip(*used, strict=True)
+    return float(np.interp(end, moments, seconds) - np.interp(begin, moments, seconds))
 
 
 def _times(ledger: Path) -> tuple[dict[str, float], dict[str, float], float]:

@@ -257,16 +257,17 @@ class Slots:
                             "See nvidia-smi; once it is mended, the same command goes on where it stopped.")
         return left[seed % len(left)]
 
-    def _free(self, device: str, light: bool) -> Slot | None:
-        """A light job goes beside the slots where it can."""
+    def _free(self, device: str, light: bool, offered: bool = False) -> Slot | None:
+        """A light job goes beside the slots where it can. ``offered``: the spare place was seen to be free just now, and
+        is not looked at again."""
         fit = [slot for slot in self._slots if slot.run is None and device in ("", slot.device)
                and (light or not slot.beside) and not self.rests.rests(slot.device)
-               and (not slot.spare or self._load.idle() > self._site.config.train.threads)]
+               and (not slot.spare or offered or self._load.idle() > self._site.config.train.threads)]
         return max(fit, key=lambda slot: slot.beside, default=None)
 
     def start(self, run: Run, job: Job) -> None:
         """Start ``job`` on a free slot of its device. Raises UserError for what the user must mend."""
-        slot = self._free(run.device, _light(run))
+        slot = self._free(run.device, _light(run), offered=True)
         assert slot is not None, "start() was called without a free slot"
         try:
             self._engine.start(self._site.folder / run.folder, job)
@@ -278,7 +279,7 @@ class Slots:
         """Take over a job that an earlier ratchet process started. Its result if it has ended, as lost if need be;
         so it is ended when no slot is free for it."""
         folder = self._site.folder / run.folder
-        slot = self._free(run.device, _light(run))
+        slot = self._free(run.device, _light(run), offered=True)
         result = self._engine.poll(folder)
         if result is None and slot is None:
             self._engine.stop(folder)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,8 @@ class Prompts:
         self._templates = jinja2.Environment(
             loader=self._loader, undefined=jinja2.StrictUndefined, autoescape=False,
             trim_blocks=True, keep_trailing_newline=True)
+        self._last = threading.local()
+        """Of each thread: (briefing, room, what changes). One proposal asks for the same several times."""
         self._templates.filters |= {"fence": fence, "quoted": quoted, "one_line": one_line}
 
     def render(self, name: str, **variables: object) -> str:
@@ -94,9 +97,14 @@ class Prompts:
 
     def _changing(self, briefing: Briefing, room: int) -> str:
         """What changes with every attempt, the notebook in at most ``room`` tokens."""
+        known: tuple[Briefing, int, str] | None = getattr(self._last, "changing", None)
+        if known is not None and known[0] is briefing and known[1] == room:
+            return known[2]
         pages = notebook.make(briefing.history, briefing.direction, room)
-        return self.render("propose.j2", briefing=briefing, notebook=pages, focus=focus(briefing),
+        text = self.render("propose.j2", briefing=briefing, notebook=pages, focus=focus(briefing),
                            rates=notebook.rates(briefing.tallies), question=question(briefing))
+        self._last.changing = (briefing, room, text)
+        return text
 
     def repair(self, answer: str, problem: str, rounds_left: int) -> list[Message]:
         """What follows the opening in a repair round: the model's own answer, and what was wrong with it."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 from agent.codemap import tokens
 from agent.directions import Tally
@@ -38,21 +39,21 @@ class Notebook:
 def make(history: Sequence[HistoryLine], direction: str, room: int) -> Notebook:
     """The notebook of ``history`` (oldest first) in at most ``room`` tokens. ``direction``: min or max."""
     sign = 1.0 if direction == "min" else -1.0
-    merged, near, refused, failed = [], [], [], []
-    for line in history:
+    merged, near, others, failed = [], [], [], []
+    for number, line in enumerate(history):
         if line.outcome == "accepted":
             merged.append(line)
         elif line.fault and line.fault != "behind":
             failed.append(line)
         elif is_near(line, sign):
-            near.append(line)
+            near.append((number, line))
         else:
-            refused.append(line)
-    near.sort(key=lambda line: sign * (line.effect or 0.0))
-    refused = _by_number([*refused, *near[NEAR_MISSES:]], history)
-    near = near[:NEAR_MISSES]
+            others.append((number, line))
+    near.sort(key=lambda one: sign * (one[1].effect or 0.0))
+    refused = [line for _, line in sorted([*others, *near[NEAR_MISSES:]], key=itemgetter(0))]
     # the room goes to the first in these orders
-    preferred = [_largest_and_newest(merged, sign), near, refused[::-1], failed[::-1]]
+    nearest = [line for _, line in near[:NEAR_MISSES]]
+    preferred = [_largest_and_newest(merged, sign), nearest, refused[::-1], failed[::-1]]
     pages, over = [], 0.0
     for lines, share in zip(preferred, SHARES, strict=True):
         left = room * share + over
@@ -67,7 +68,7 @@ def make(history: Sequence[HistoryLine], direction: str, room: int) -> Notebook:
         pages.append(kept)
     shown = sum(map(len, pages))
     return Notebook(
-        merged=tuple(map(told, _by_number(pages[0], history))), near=tuple(map(told, pages[1])),
+        merged=tuple(told(line) for line in merged if line in pages[0]), near=tuple(map(told, pages[1])),
         refused=tuple(map(told, reversed(pages[2]))), failed=tuple(map(told, reversed(pages[3]))),
         left_out=len(history) - shown)
 
@@ -91,11 +92,6 @@ def rates(tallies: Sequence[Tally]) -> list[str]:
     mean = sum(one.gain for one in tried) / runs if runs else 0.0
     return [f"{one.direction}: {one.tried:.0f} tried, {one.kept:.0f} merged or nearly"
             + (f", {one.rate / mean:.1f} times the mean gain of a training run" if mean > 0 else "") for one in tried]
-
-
-def _by_number(lines: Sequence[HistoryLine], history: Sequence[HistoryLine]) -> list[HistoryLine]:
-    place = {line.id: number for number, line in enumerate(history)}
-    return sorted(lines, key=lambda line: place[line.id])
 
 
 def _largest_and_newest(lines: Sequence[HistoryLine], sign: float) -> list[HistoryLine]:
