@@ -258,8 +258,8 @@ class Slots:
         return left[seed % len(left)]
 
     def _free(self, device: str, light: bool, offered: bool = False) -> Slot | None:
-        """A light job goes beside the slots where it can. ``offered``: the spare place was seen to be free just now, and
-        is not looked at again."""
+        """A light job goes beside the slots where it can. ``offered``: the spare place was seen to be free just now,
+        and is not looked at again."""
         fit = [slot for slot in self._slots if slot.run is None and device in ("", slot.device)
                and (light or not slot.beside) and not self.rests.rests(slot.device)
                and (not slot.spare or offered or self._load.idle() > self._site.config.train.threads)]

@@ -201,7 +201,7 @@ def test_a_launcher_that_cannot_shut_itself_in_does_not_run_the_command(tmp_path
 
 
 def test_scratch_is_sized(world: World, level: int) -> None:
-    fill = ("for folder in ('/tmp', '/dev/shm'):\n    try:\n        with open(folder + '/scratch-of-a-test', 'wb') as file:\n"
+    fill = ("for folder in ('/tmp', '/dev/shm'):\n    try:\n        with open(folder + '/test-fills', 'wb') as file:\n"
             "            for _ in range(64): file.write(bytes(1 << 20))\n        print('filled')\n"
             "    except OSError as error: print('full', error.errno)\n")
     result = world.run(world.job(world.source(fill + GOOD), max_level=level,
