@@ -7,16 +7,15 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from sandbox_world import World
+from test_sandbox_engine import finished, until
 
 from sandbox import process
 from sandbox.engine import EngineError, LocalEngine
-from sandbox.job import Result
 
 
 @pytest.fixture
@@ -29,20 +28,6 @@ def engine() -> Iterator[LocalEngine]:
     engine = LocalEngine()
     yield engine
     engine.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
-
-
-def ended(engine: LocalEngine, folder: Path) -> Result:
-    until(lambda: engine.poll(folder) is not None)
-    result = engine.poll(folder)
-    assert result is not None
-    return result
 
 
 def slow(world: World) -> Path:
@@ -91,15 +76,17 @@ def test_the_server_ends_with_its_agent_and_the_job_goes_on(world: World) -> Non
     agent.stdout.close()
     assert known is not None
     until(lambda: not process.running(server, known.start_ticks), 3)
-    assert ended(LocalEngine(), folder).steps == 10
+    assert finished(LocalEngine(), folder).steps == 10
 
 
 def test_a_server_that_was_killed_is_replaced_and_its_jobs_go_on(world: World, engine: LocalEngine) -> None:
     first, second = world.folder / "first", world.folder / "second"
     engine.start(first, world.job(slow(world), steps=10))
-    os.kill(server_of(), signal.SIGKILL)
+    server = server_of()
+    os.kill(server, signal.SIGKILL)
+    until(lambda: (found := process.stat(server)) is None or found.state in "ZX")  # while it dies an answer may be lost
     engine.start(second, world.job(slow(world), steps=3))
-    assert (ended(engine, first).steps, ended(engine, second).steps) == (10, 3)
+    assert (finished(engine, first).steps, finished(engine, second).steps) == (10, 3)
 
 
 def test_a_start_whose_answer_was_lost_is_not_made_twice(world: World, engine: LocalEngine,
@@ -116,7 +103,7 @@ def test_a_start_whose_answer_was_lost_is_not_made_twice(world: World, engine: L
     monkeypatch.setattr(socket, "send_fds", then_dies)
     engine.start(folder, world.job(slow(world), steps=5))
     assert len(sent) == 1
-    assert ended(engine, folder).steps == 5  # it had been started all the same
+    assert finished(engine, folder).steps == 5  # it had been started all the same
 
 
 def test_what_cannot_start_is_one_clear_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
