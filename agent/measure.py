@@ -219,12 +219,14 @@ class Slots:
 
     def __init__(self, site: Site, engine: Engine, beside: int | None = None) -> None:
         """``beside``: places for jobs that are no training runs, besides the slots (``idle_cores``); where that is 0,
-        one for the time that a core is seen to be idle. None: no such place."""
+        one for the time that a core is seen to be idle, if there are more cores than a job takes: two jobs that share
+        their only core end in an order that chance decides. None: no such place."""
         self._site, self._engine = site, engine
         self.rests = Rests(lambda device: gpu_watch.ask(device, site.folder / "jobs", shared(site, device)))
         self._slots = [Slot(device) for device in site.devices] + [
             Slot(site.devices[0], beside=True) for _ in range(beside or 0)]
-        if beside == 0 and all(device == "cpu" for device in site.devices):
+        if (beside == 0 and all(device == "cpu" for device in site.devices)
+                and len(_cores()) > site.config.train.threads):
             self._slots.append(Slot(site.devices[0], beside=True, spare=True))
         self._load = Load()
 

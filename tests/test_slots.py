@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import pytest
 
+from agent import measure
 from agent.measure import Load, Slots
 from agent.site import Site
 from sandbox.engine import LocalEngine
@@ -48,6 +49,7 @@ def test_idle_cores_are_those_that_nobody_uses() -> None:
 @pytest.mark.parametrize(("idle", "device"), [(0.9, None), (1.9, "cpu")])
 def test_a_light_job_goes_beside_full_slots_only_while_a_core_is_idle(
         tmp_path: Path, monkeypatch: pytest.MonkeyPatch, idle: float, device: str | None) -> None:
+    monkeypatch.setattr(measure, "_cores", lambda: [0, 1])
     monkeypatch.setattr(Load, "idle", lambda _: idle)
     slots = Slots(site_of(tmp_path, "cpu", "cpu"), LocalEngine(), 0)
     training: Any = SimpleNamespace(device="cpu", purpose="pair")
@@ -64,3 +66,14 @@ def test_a_light_job_goes_beside_full_slots_only_while_a_core_is_idle(
     full = Slots(site_of(tmp_path, "cuda:0"), LocalEngine(), 0)
     full._slots[0].run = training
     assert full.free(light=True) is None  # it would slow the run on the GPU
+
+
+def test_nothing_goes_beside_a_slot_that_has_the_only_core(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It would end sooner or later as chance decides, and the order of the night with it."""
+    monkeypatch.setattr(measure, "_cores", lambda: [0])
+    monkeypatch.setattr(Load, "idle", lambda _: 1.003)  # the kernel's counts and our clock are not read at one moment
+    slots = Slots(site_of(tmp_path, "cpu"), LocalEngine(), 0)
+    assert slots.free(light=True) == "cpu"
+    training: Any = SimpleNamespace(device="cpu", purpose="preflight")
+    slots._slots[0].run = training
+    assert slots.free(light=True) is None
