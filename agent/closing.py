@@ -27,7 +27,7 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from agent import ablation, audits, git, merge, report, runs
+from agent import ablation, audits, git, git_trees, merge, report, runs
 from agent.bank import Bank
 from agent.config import Config
 from agent.errors import UserError
@@ -97,7 +97,7 @@ def _examined(state: State, repo: Path, config: Config, tip: str, commit: str, p
         tree, note = "", "nothing of it is left in the tip"
     judge = config.judge
     if merged is None:
-        paths = [change.path.removeprefix(f"{prefix}/") for change in git.diff_raw(repo, parent, commit)]
+        paths = [change.path.removeprefix(f"{prefix}/") for change in git_trees.diff_raw(repo, parent, commit)]
         held = [path for path in paths if git.matches(path, config.source.protected)]
         told = "the ledger does not know it" + (f"; it changes protected {', '.join(held)}" if held else "")
         return Examined(commit, title, tree, now, ablation.margin(judge.audit_margin, judge.floor, None), "",

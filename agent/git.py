@@ -4,8 +4,7 @@ Every command starts from an empty environment with hooks, fsmonitor, system and
 replace refs switched off, so neither a planted file nor the caller's shell can change what git does. ``repo`` is
 always the campaign's own bare clone. The user's checkout is only read, and only by the functions that say so.
 
-Trees are written through a temporary index and read with ``cat-file``: no filter, no attribute, no checkout.
-Not covered: Windows, and partial clones whose objects are not on this machine.
+What trees hold is git_trees.py's. Not covered: Windows, and partial clones whose objects are not on this machine.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import errno
-import fnmatch
+import functools
 import os
 import re
 import shutil
@@ -30,9 +29,10 @@ ACCEPTED = "refs/heads/accepted"
 IDENTITY = ("Ratchet", "ratchet@localhost")
 KILLED, KILLED_TRIES = (-9, 137), 3
 """Exit states of a git that SIGKILL ended, and how often a command is tried then."""
-IGNORED = ("__pycache__", ".git", "data", "*.pyc")
-FILE_MODES = ("100644", "100755")
-_IMPORT_DATE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+FIXED_DATE = datetime.datetime(2000, 1, 1, tzinfo=datetime.UTC)
+"""Of commits that are to have the same id whenever they are made."""
+FULL_ID = re.compile(r"(?:[0-9a-f]{40}|[0-9a-f]{64})(?:\^\{tree\})?\Z")
+"""What always names the same object."""
 _SETTINGS = {
     "core.hooksPath": "/dev/null", "core.fsmonitor": "false", "core.attributesFile": "/dev/null",
     "safe.bareRepository": "explicit", "safe.directory": "*", "gc.auto": "0", "maintenance.auto": "false",
@@ -69,27 +69,6 @@ class Location:
     toplevel: Path
     prefix: str
     head: str
-
-
-@dataclass(frozen=True, slots=True)
-class Entry:
-    """One leaf of a tree."""
-
-    mode: str
-    sha: str
-    path: str
-
-
-@dataclass(frozen=True, slots=True)
-class Change:
-    """One line of ``git diff-tree --raw``. Modes are six digits, ``000000`` where the file does not exist."""
-
-    path: str
-    old_mode: str
-    new_mode: str
-    old_sha: str
-    new_sha: str
-    status: str
 
 
 def run(
@@ -144,12 +123,12 @@ def locate(path: Path) -> Location:
         what = "is not a folder" if path.exists() else "does not exist"
         raise UserError(f"{path} {what}.", "Give the folder of a git repository, or a folder inside one.")
     try:
-        toplevel = Path(_line(run(path, "rev-parse", "--show-toplevel", bare=False)))
-        prefix = _line(run(path, "rev-parse", "--show-prefix", bare=False)).rstrip("/")
+        toplevel = Path(one_line(run(path, "rev-parse", "--show-toplevel", bare=False)))
+        prefix = one_line(run(path, "rev-parse", "--show-prefix", bare=False)).rstrip("/")
     except GitError as error:
         raise _no_checkout(path, error.stderr) from error
     try:
-        head = _line(run(toplevel, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", bare=False))
+        head = one_line(run(toplevel, "rev-parse", "--verify", "--quiet", "HEAD^{commit}", bare=False))
     except GitError as error:
         raise UserError(f"{toplevel} has no commits.", "Make one:  git add -A && git commit -m start") from error
     if prefix:
@@ -186,33 +165,13 @@ def clone_bare(toplevel: Path, destination: Path, head: str, source_bare: bool =
     """
     if destination.exists():
         return
-    form = _line(run(toplevel, "rev-parse", "--show-object-format", bare=source_bare))
-    shallow = toplevel / _line(run(toplevel, "rev-parse", "--git-path", "shallow", bare=source_bare))
-    with _new_repository(destination, form) as repo:
+    form = one_line(run(toplevel, "rev-parse", "--show-object-format", bare=source_bare))
+    shallow = toplevel / one_line(run(toplevel, "rev-parse", "--git-path", "shallow", bare=source_bare))
+    with new_repository(destination, form) as repo:
         if shallow.is_file():
             shutil.copyfile(shallow, repo / "shallow")
         copy_objects(toplevel, repo, head, source_bare=source_bare)
         update_ref(repo, ACCEPTED, head, "")
-
-
-def import_folder(folder: Path, destination: Path, ignored: Sequence[str] = IGNORED) -> str:
-    """A bare repository with one commit of the files of ``folder``, which need not be in git. Returns the commit.
-
-    Deterministic: equal bytes under equal names give the equal commit (fixed date, every mode 100644). Names that
-    match a glob of ``ignored`` are left out at any depth, and so are symlinks. A destination that exists is kept.
-    """
-    if destination.exists():
-        return _line(run(destination, "rev-list", "--max-parents=0", ACCEPTED))
-    paths = sorted(_walk(folder, ignored))
-    if not paths:
-        raise UserError(f"{folder} holds no files.", "Give the folder of a training repo.")
-    with _new_repository(destination, "sha1") as repo:
-        shas = run(repo, "--work-tree", str(folder), "hash-object", "-w", "--no-filters", "--stdin-paths",
-                   stdin="".join(f"{folder.resolve() / path}\n" for path in paths).encode()).decode().split()
-        entries = [Entry("100644", sha, path) for sha, path in zip(shas, paths, strict=True)]
-        commit = commit_tree(repo, _write_index(repo, None, entries), (), "Start\n", when=_IMPORT_DATE)
-        update_ref(repo, ACCEPTED, commit, "")
-    return commit
 
 
 def copy_objects(
@@ -228,102 +187,6 @@ def copy_objects(
         run(target, "index-pack", "--stdin", bare=target_bare, stdin=pack)
 
 
-def entries(repo: Path, treeish: str, prefix: str = "") -> list[Entry]:
-    """All leaves below ``prefix``, with paths relative to it, sorted by git. Empty when there is no such folder."""
-    try:
-        out = run(repo, "ls-tree", "-r", "-z", "--full-tree", _below(treeish, prefix))
-    except GitError:
-        if resolve(repo, treeish, "tree") is None:
-            raise
-        return []
-    found = []
-    for line in _fields(out):
-        head, path = line.split("\t", 1)
-        mode, _, sha = head.split(" ")
-        found.append(Entry(mode, sha, path))
-    return found
-
-
-def list_files(repo: Path, commit: str, prefix: str = "") -> list[str]:
-    """Paths of the regular files below ``prefix``, relative to it."""
-    return [entry.path for entry in entries(repo, commit, prefix) if entry.mode in FILE_MODES]
-
-
-def read_files(repo: Path, commit: str, prefix: str, patterns: Sequence[str]) -> dict[str, str]:
-    """Path -> text of the matching regular files below ``prefix``, line ends kept; what is not UTF-8 is left out."""
-    chosen = [entry for entry in entries(repo, commit, prefix)
-              if entry.mode in FILE_MODES and matches(entry.path, patterns)]
-    content = blobs(repo, (entry.sha for entry in chosen))
-    texts: dict[str, str] = {}
-    for entry in chosen:
-        with contextlib.suppress(UnicodeDecodeError):
-            texts[entry.path] = content[entry.sha].decode("utf-8")
-    return texts
-
-
-def blobs(repo: Path, shas: Iterable[str]) -> dict[str, bytes]:
-    """Blob id -> bytes as they are stored. Raises GitError when one is missing."""
-    wanted = list(dict.fromkeys(shas))
-    if not wanted:
-        return {}
-    out = run(repo, "cat-file", "--batch", stdin="".join(f"{sha}\n" for sha in wanted).encode())
-    found, at = {}, 0
-    for sha in wanted:
-        end = out.index(b"\n", at)
-        fields = out[at:end].split(b" ")
-        if len(fields) != 3 or fields[1] != b"blob":
-            raise GitError(("cat-file", sha), 0, f"{sha} is no blob here")
-        size = int(fields[2])
-        found[sha] = out[end + 1:end + 1 + size]
-        at = end + size + 2
-    return found
-
-
-def materialise(repo: Path, tree: str, prefix: str, destination: Path) -> None:
-    """Write the files below ``prefix`` of ``tree`` (or commit) to ``destination``: files 0444, folders 0755.
-
-    Appears whole or not at all; a destination that exists is complete and is left as it is. Submodules are
-    left out, and so are symlinks that are absolute or could lead out of the folder.
-    """
-    if destination.is_dir() and any(destination.iterdir()):
-        return
-    leaves = entries(repo, tree, prefix)
-    if not leaves:
-        raise GitError(("ls-tree", tree), 0, f"no files below {prefix!r}")
-    _check_paths(leaves)
-    destination.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(destination, destination.parent) as folder:
-        for start in range(0, len(leaves), 256):  # bounds memory
-            part = [leaf for leaf in leaves[start:start + 256] if leaf.mode in (*FILE_MODES, "120000")]
-            content = blobs(repo, (leaf.sha for leaf in part))
-            for leaf in part:
-                _write_leaf(folder, leaf, content[leaf.sha])
-        for parent, _, _ in os.walk(folder):
-            Path(parent).chmod(0o755)
-
-
-def write_tree(repo: Path, base: str, prefix: str, changes: Mapping[str, bytes | None]) -> str:
-    """The tree of ``base`` with ``changes`` (path below ``prefix`` -> new bytes, None deletes) laid over it.
-
-    A file that exists keeps its mode, a new one gets 100644. Returns the tree's id. Raises GitError when git refuses
-    a path (``..``, ``.git``, below a file).
-    """
-    modes = {entry.path: entry.mode for entry in entries(repo, base, prefix)}
-    nothing = "0" * len(resolve(repo, base, "tree") or "")  # 40 digits, or 64 in a SHA-256 repository
-    names = modes.keys() | {path for path, content in changes.items() if content is not None}
-    leaves = []
-    for path, content in changes.items():
-        if any(path[:at] in names for at, letter in enumerate(path) if letter == "/"):
-            raise GitError(("write-tree",), 0, f"{path!r} lies below a file")  # update-index would drop that file
-        where = f"{prefix}/{path}" if prefix else path
-        if content is None:
-            leaves.append(Entry("0", nothing, where))
-        else:
-            sha = _line(run(repo, "hash-object", "-w", "-t", "blob", "--stdin", stdin=content))
-            leaves.append(Entry(modes.get(path, "100644"), sha, where))
-    return _write_index(repo, base, leaves)
-
-
 def commit_tree(
     repo: Path, tree: str, parents: Sequence[str], message: str, when: datetime.datetime | None = None,
     identity: tuple[str, str] = IDENTITY,
@@ -336,24 +199,7 @@ def commit_tree(
         date = f"{int(when.timestamp())} {when.strftime('%z') or '+0000'}"
         variables |= {"GIT_AUTHOR_DATE": date, "GIT_COMMITTER_DATE": date}
     above = [part for parent in parents for part in ("-p", parent)]
-    return _line(run(repo, "commit-tree", tree, *above, stdin=message.encode("utf-8"), environment=variables))
-
-
-def diff(repo: Path, a: str, b: str, prefix: str = "") -> str:
-    """Unified diff of two trees or commits, paths relative to ``prefix``; renames as delete and add, never coloured."""
-    scope = [f"--relative={prefix}/"] if prefix else []
-    return run(repo, "diff-tree", "-r", "-p", "--text", "--no-renames", "--no-ext-diff", "--no-textconv", "--no-color",
-               *scope, a, b).decode("utf-8", "replace")
-
-
-def diff_raw(repo: Path, a: str, b: str) -> list[Change]:
-    """What differs between two trees or commits, paths from the root of the tree."""
-    fields = _fields(run(repo, "diff-tree", "-r", "--raw", "-z", "--no-renames", "--no-abbrev", a, b))
-    found = []
-    for head, path in zip(fields[::2], fields[1::2], strict=True):
-        old_mode, new_mode, old_sha, new_sha, status = head.removeprefix(":").split(" ")
-        found.append(Change(path, old_mode, new_mode, old_sha, new_sha, status))
-    return found
+    return one_line(run(repo, "commit-tree", tree, *above, stdin=message.encode("utf-8"), environment=variables))
 
 
 def history(repo: Path, start: str, tip: str) -> list[tuple[str, str, str]]:
@@ -363,7 +209,7 @@ def history(repo: Path, start: str, tip: str) -> list[tuple[str, str, str]]:
     """
     out = run(repo, "log", "--first-parent", "--reverse", "-z", "--format=%H%x09%P%x09%s", f"{start}..{tip}")
     found = []
-    for line in _fields(out):
+    for line in fields(out):
         commit, parents, subject = line.split("\t", 2)
         found.append((commit, parents.split(" ")[0], subject))
     below = found[0][1] if found else tip
@@ -381,10 +227,10 @@ def without(repo: Path, tip: str, commits: Iterable[str]) -> str | None:
     """
     tree = resolve(repo, tip, "tree")
     for commit in commits:
-        undone = commit_tree(repo, f"{commit}~1^{{tree}}", (commit,), "undone", _IMPORT_DATE)
-        ours = commit_tree(repo, str(tree), (tip,), "ours", _IMPORT_DATE)
+        undone = commit_tree(repo, f"{commit}~1^{{tree}}", (commit,), "undone", FIXED_DATE)
+        ours = commit_tree(repo, str(tree), (tip,), "ours", FIXED_DATE)
         try:
-            tree = _line(run(repo, "merge-tree", "--write-tree", "--no-messages", ours, undone,
+            tree = one_line(run(repo, "merge-tree", "--write-tree", "--no-messages", ours, undone,
                              settings={"merge.renames": "false"}))
         except GitError as error:
             if error.status != 1:  # 1: conflicts
@@ -394,11 +240,17 @@ def without(repo: Path, tip: str, commits: Iterable[str]) -> str | None:
 
 
 def resolve(repo: Path, name: str, kind: str = "commit", bare: bool = True) -> str | None:
-    """Full id of a ref, commit or tree, or None when there is none."""
-    try:
-        return _line(run(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{{kind}}}", bare=bare))
-    except GitError:
-        return None
+    """Full id of a ref, commit or tree, or None when there is none. What a full id stands for is asked once."""
+    with contextlib.suppress(GitError):
+        return (_lasting if FULL_ID.match(name) else _named)(repo, name, kind, bare)
+    return None
+
+
+def _named(repo: Path, name: str, kind: str, bare: bool) -> str:
+    return one_line(run(repo, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{{kind}}}", bare=bare))
+
+
+_lasting = functools.lru_cache(maxsize=1024)(_named)
 
 
 def refs(repo: Path) -> set[str]:
@@ -492,7 +344,7 @@ def _readable(data: bytes | BinaryIO) -> Iterator[BinaryIO]:
 
 
 @contextlib.contextmanager
-def _whole(destination: Path, beside: Path) -> Iterator[Path]:
+def whole(destination: Path, beside: Path) -> Iterator[Path]:
     """A temporary folder that becomes ``destination`` by rename when the block succeeds, and vanishes when not."""
     folder = Path(tempfile.mkdtemp(dir=beside, prefix=f".{destination.name}."))
     try:
@@ -509,71 +361,20 @@ def _whole(destination: Path, beside: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _new_repository(destination: Path, object_format: str) -> Iterator[Path]:
+def new_repository(destination: Path, object_format: str) -> Iterator[Path]:
     """An empty bare repository (no template, so no hooks) on branch ``accepted`` that appears when filled."""
     destination.parent.mkdir(parents=True, exist_ok=True)
-    with _whole(destination, destination.parent) as repo:
+    with whole(destination, destination.parent) as repo:
         run(repo, "init", "--bare", "-q", "--template=", f"--object-format={object_format}",
             f"--initial-branch={ACCEPTED.removeprefix('refs/heads/')}")
         yield repo
 
 
-def _write_index(repo: Path, base: str | None, leaves: Iterable[Entry]) -> str:
-    """Tree id of ``base`` (None: empty) with ``leaves`` laid over it, by way of a temporary index."""
-    leaves = list(leaves)
-    _check_paths(leaves)  # update-index drops such a path with exit status 0
-    with tempfile.TemporaryDirectory() as folder:
-        index = {"GIT_INDEX_FILE": str(Path(folder) / "index")}
-        run(repo, "read-tree", *([base] if base else ["--empty"]), environment=index)
-        lines = "".join(f"{leaf.mode} {leaf.sha}\t{leaf.path}\0" for leaf in leaves)
-        run(repo, "update-index", "-z", "--index-info", stdin=lines.encode(), environment=index)
-        return _line(run(repo, "write-tree", environment=index))
-
-
-def _check_paths(leaves: Iterable[Entry]) -> None:
-    for leaf in leaves:
-        if any(part.casefold() in ("", ".", "..", ".git") for part in leaf.path.split("/")):
-            raise GitError(("write-tree",), 0, f"unsafe path in a tree: {leaf.path!r}")
-
-
-def _write_leaf(folder: Path, leaf: Entry, content: bytes) -> None:
-    path = folder / leaf.path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    if leaf.mode != "120000":
-        with path.open("xb") as file:
-            file.write(content)
-        path.chmod(0o555 if leaf.mode == "100755" else 0o444)
-    elif stays_inside(leaf.path, os.fsdecode(content)):
-        path.symlink_to(os.fsdecode(content))
-
-
-def stays_inside(path: str, target: str) -> bool:
-    """Can a symlink at ``path`` never lead out of the folder? ``..`` counts only in front: after a name it could
-    climb out through another link (``d -> .`` makes ``d/../x`` leave the folder)."""
-    parts = [part for part in target.split("/") if part not in ("", ".")]
-    up = next((i for i, part in enumerate(parts) if part != ".."), len(parts))
-    return not target.startswith("/") and bool(parts) and up <= path.count("/") and ".." not in parts[up:]
-
-
-def _walk(folder: Path, ignored: Sequence[str]) -> Iterator[str]:
-    """Relative POSIX paths of the regular files of a folder."""
-    for parent, folders, names in os.walk(folder):
-        folders[:] = [name for name in folders if not any(fnmatch.fnmatch(name, glob) for glob in ignored)]
-        for name in names:
-            path = Path(parent) / name
-            if path.is_file() and not path.is_symlink() and not any(fnmatch.fnmatch(name, glob) for glob in ignored):
-                yield path.relative_to(folder).as_posix()
-
-
-def _below(treeish: str, prefix: str) -> str:
-    return f"{treeish}:{prefix}" if prefix else treeish
-
-
-def _fields(out: bytes) -> list[str]:
+def fields(out: bytes) -> list[str]:
     return [os.fsdecode(part) for part in out.split(b"\0") if part]
 
 
-def _line(out: bytes) -> str:
+def one_line(out: bytes) -> str:
     return os.fsdecode(out).rstrip("\n")
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 
 from unidiff.patch import PatchSet
 
-from agent import git, matching
+from agent import git, git_trees, matching
 from agent.config import Source
 from agent.policy import Changed, PatchRefused, check, check_effect, check_path, check_size, normalised_hash
 from agent.records import Candidate, Edit, Patch, Proposal
@@ -66,7 +66,7 @@ def applied(repo: Path, prefix: str, base: str, proposal: Proposal, source: Sour
         apply_diff(files, proposal.diff)
     else:
         apply_edits(files, proposal.edits)
-    return git.write_tree(repo, base, prefix, files.changes())
+    return git_trees.write_tree(repo, base, prefix, files.changes())
 
 
 def chain(
@@ -102,7 +102,7 @@ class Files:
 
     def __init__(self, repo: Path, base: str, prefix: str, source: Source) -> None:
         self._repo, self._prefix, self._source = repo, prefix, source
-        self._entries = {entry.path: entry for entry in git.entries(repo, base, prefix)}
+        self._entries = {entry.path: entry for entry in git_trees.entries(repo, base, prefix)}
         self._original: dict[str, str] = {}
         self._now: dict[str, str | None] = {}
 
@@ -124,10 +124,10 @@ class Files:
         entry = self._entries.get(path)
         if entry is None:
             return None
-        if entry.mode not in git.FILE_MODES:
+        if entry.mode not in git_trees.FILE_MODES:
             raise PatchRefused("mode", f"{path} is a symlink or a submodule; only plain files may change.")
         try:
-            self._original[path] = git.blobs(self._repo, [entry.sha])[entry.sha].decode("utf-8")
+            self._original[path] = git_trees.blobs(self._repo, [entry.sha])[entry.sha].decode("utf-8")
         except UnicodeDecodeError as error:
             raise PatchRefused("binary", f"{path} is not UTF-8 text.") from error
         return matching.plain(self._original[path])
@@ -217,9 +217,9 @@ def _existing(files: Files, part: FileDiff) -> str:
 
 def _describe(repo: Path, base: str, tree: str, prefix: str, changed: tuple[Changed, ...]) -> Patch:
     """The Patch record: git's own diff of the two trees, counted by unidiff."""
-    diff = git.diff(repo, base, tree, prefix)
+    diff = git_trees.diff(repo, base, tree, prefix)
     counted = PatchSet.from_string(diff)
-    leaves = "".join(f"{entry.mode} {entry.sha} {entry.path}\n" for entry in git.entries(repo, tree, prefix))
+    leaves = "".join(f"{entry.mode} {entry.sha} {entry.path}\n" for entry in git_trees.entries(repo, tree, prefix))
     return Patch(
         diff=diff, files=tuple(file.path for file in changed), added=counted.added, removed=counted.removed,
         content_hash=hashlib.sha256(leaves.encode("utf-8", "surrogateescape")).hexdigest(),

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from agent import git
+from agent import git, git_trees
 from agent.config import FILE, Source
 from agent.records import Stage
 
@@ -78,10 +78,10 @@ def check_path(path: str, source: Source) -> None:
 
 def check(repo: Path, base: str, tree: str, prefix: str, source: Source) -> tuple[Changed, ...]:
     """All rules on what ``tree`` changes of ``base``. Returns the changed files. Raises PatchRefused."""
-    changes = git.diff_raw(repo, base, tree)
+    changes = git_trees.diff_raw(repo, base, tree)
     if not changes:
         raise PatchRefused("no-op", "the patch changes nothing.")
-    known = {path.casefold(): path for path in (entry.path for entry in git.entries(repo, base, prefix))}
+    known = {path.casefold(): path for path in (entry.path for entry in git_trees.entries(repo, base, prefix))}
     for change in changes:
         path = _relative(change.path, prefix)
         check_path(path, source)
@@ -90,7 +90,8 @@ def check(repo: Path, base: str, tree: str, prefix: str, source: Source) -> tupl
             raise PatchRefused("path", f"{path} differs from {known[path.casefold()]} only by case.")
     _check_namesakes(repo, base, prefix, source, [_relative(change.path, prefix) for change in changes
                                                   if change.status == "A"])
-    content = git.blobs(repo, {sha for change in changes for sha in (change.old_sha, change.new_sha) if sha.strip("0")})
+    shas = {sha for change in changes for sha in (change.old_sha, change.new_sha) if sha.strip("0")}
+    content = git_trees.blobs(repo, shas)
     files = tuple(Changed(_relative(change.path, prefix), _text(content.get(change.old_sha), change.path),
                           _text(content.get(change.new_sha), change.path)) for change in changes)
     for file in files:
@@ -196,7 +197,7 @@ def _editable(source: Source) -> tuple[str, ...]:
     return (f"Editable: {', '.join(source.editable) or 'nothing'}.",)
 
 
-def _check_mode(change: git.Change, path: str) -> None:
+def _check_mode(change: git_trees.Change, path: str) -> None:
     """Plain files only. An executable bit may stay as it was, never come or go."""
     names = {"120000": "a symlink", "160000": "a submodule"}
     for mode in (change.old_mode, change.new_mode):
@@ -217,9 +218,9 @@ def _check_namesakes(repo: Path, base: str, prefix: str, source: Source, added: 
     """
     if not any(path.endswith(".py") for path in added):
         return
-    packages = {path.rpartition("/")[0] for entry in git.entries(repo, base, prefix)
+    packages = {path.rpartition("/")[0] for entry in git_trees.entries(repo, base, prefix)
                 if (path := entry.path).endswith("/__init__.py")}
-    taken = sys.stdlib_module_names | _imported(git.read_files(repo, base, prefix, source.protected)
+    taken = sys.stdlib_module_names | _imported(git_trees.read_files(repo, base, prefix, source.protected)
                                                 if source.protected else {})
     for path in added:
         parts = path.removesuffix(".py").split("/")

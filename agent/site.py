@@ -24,7 +24,7 @@ from importlib import metadata
 from pathlib import Path
 
 from agent import config as configuration
-from agent import data_sums, git
+from agent import data_sums, git, git_trees
 from agent.config import Config
 from agent.errors import UserError
 from sandbox import gpu
@@ -78,21 +78,21 @@ class Site:
         place = self.folder / "source" / tree[:16]
         if not place.exists():
             place.parent.mkdir(exist_ok=True)
-            git.materialise(self.repo, tree, self.prefix, place)
+            git_trees.materialise(self.repo, tree, self.prefix, place)
         return place
 
     def texts(self, commit: str) -> tuple[dict[str, str], dict[str, str]]:
         """(editable, protected) text files at ``commit``, by path relative to the target."""
         source = self.config.source
-        everything = git.read_files(self.repo, commit, self.prefix, source.editable)
-        editable = {path: text for path, text in everything.items() if not git.matches(path, source.protected)}
-        return editable, git.read_files(self.repo, commit, self.prefix, source.protected) if source.protected else {}
+        everything = git_trees.read_files(self.repo, commit, self.prefix, source.editable)
+        protected = git_trees.read_files(self.repo, commit, self.prefix, source.protected) if source.protected else {}
+        return {path: text for path, text in everything.items() if not git.matches(path, source.protected)}, protected
 
 
     def guidance(self) -> str:
         """The owner's words to a model, from the start commit: a patch cannot change them."""
         name = self.config.model.guidance
-        return git.read_files(self.repo, self.start, self.prefix, [name]).get(name, "") if name else ""
+        return git_trees.read_files(self.repo, self.start, self.prefix, [name]).get(name, "") if name else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +132,7 @@ def clone(origin: Origin, folder: Path, continued: Path | None, tip: str) -> Ori
     elif origin.toplevel:
         git.clone_bare(Path(origin.toplevel), repo, origin.start)
     else:
-        start = git.import_folder(origin.target, repo)
+        start = git_trees.import_folder(origin.target, repo)
         origin = Origin(origin.target, "", "", start)
     git.update_ref(repo, git.ACCEPTED, origin.start, None)
     return origin
@@ -140,7 +140,7 @@ def clone(origin: Origin, folder: Path, continued: Path | None, tip: str) -> Ori
 
 def read_config(repo: Path, commit: str, prefix: str, preset: str, gpus: int) -> Config:
     """ratchet.toml at ``commit``, with the preset asked for, the file's own, or the one that fits the machine."""
-    text = git.read_files(repo, commit, prefix, [configuration.FILE]).get(configuration.FILE)
+    text = git_trees.read_files(repo, commit, prefix, [configuration.FILE]).get(configuration.FILE)
     if text is None:
         raise UserError(f"No {configuration.FILE} is committed in the target.",
                         f"Write and commit one; the least is:  {configuration.LEAST}")

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent import config, git, patch
+from agent import config, git, git_trees, patch
 from agent.parse_reply import Problem, parse_reply
 from agent.patch import PatchRefused
 from agent.records import Proposal
@@ -106,8 +106,8 @@ class Bench:
         except PatchRefused as refused:
             return Came(case, "right" if case.want is None else "lost", f"refused ({refused.rule}): {refused}",
                         found.form)
-        entries = git.entries(repo, made.tree, "")
-        blobs = git.blobs(repo, {entry.sha for entry in entries})
+        entries = git_trees.entries(repo, made.tree, "")
+        blobs = git_trees.blobs(repo, {entry.sha for entry in entries})
         now = {entry.path: blobs[entry.sha].decode() for entry in entries}
         if case.want is None:
             return Came(case, "wrong", f"applied, though nothing may be: {made.patch.diff}", found.form)

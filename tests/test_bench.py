@@ -17,7 +17,7 @@ from agent import bench, bench_machine, bench_training, bench_weigh
 from agent.bench_ground import Ground, Wanted, open_ground
 from agent.cli import edge
 from agent.errors import UserError
-from agent.git import import_folder
+from agent.git_trees import import_folder
 from sandbox import box
 
 TRAIN = """

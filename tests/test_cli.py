@@ -15,7 +15,7 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from agent import __version__, cli, doctor, git, runs, screen, tiny
+from agent import __version__, cli, doctor, git, git_trees, runs, screen, tiny
 from agent.ledger import State
 from agent.records import Merge, Verdict
 from sandbox.job import Progress
@@ -189,7 +189,7 @@ def merged_night(tmp_path: Path) -> tuple[Path, str, Night]:
     night = Night(tmp_path / "runs", "n", start=start, toplevel=str(user))
     repo = night.folder / "repo.git"
     git.clone_bare(user, repo, start)
-    tree = git.write_tree(repo, start, "", {"model.py": b"lr = 2\n"})
+    tree = git_trees.write_tree(repo, start, "", {"model.py": b"lr = 2\n"})
     tip = git.commit_tree(repo, tree, (start,), "Raise lr\n")
     git.update_ref(repo, git.ACCEPTED, tip, start)
     name = night.propose("Raise lr")

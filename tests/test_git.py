@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import export, git
+from agent import export, git, git_trees
 from agent.errors import UserError
 
 FILES = {
@@ -55,7 +55,7 @@ def snapshot(folder: Path) -> dict[str, str]:
 
 
 def merged(repo: Path, head: str) -> str:
-    tree = git.write_tree(repo, head, "trainer", {"train.py": b"lr = 0.2\n"})
+    tree = git_trees.write_tree(repo, head, "trainer", {"train.py": b"lr = 0.2\n"})
     tip = git.commit_tree(repo, tree, (head,), "Double the learning rate\n\nIt was low.\n")
     git.update_ref(repo, git.ACCEPTED, tip, head)
     return tip
@@ -175,28 +175,28 @@ def test_import_folder_is_deterministic_and_skips_what_is_not_source(tmp_path: P
         (folder / "link").symlink_to("/etc/passwd")
         (folder / "train.py").chmod(0o755 if name == "one" else 0o644)
         repo = tmp_path / f"{name}.git"
-        commits += [git.import_folder(folder, repo), git.import_folder(folder, repo)]
-        assert git.list_files(repo, git.ACCEPTED) == ["sub/x y.py", "train.py"]
-        assert git.read_files(repo, commits[0], "", ["train.py"]) == {"train.py": "lr = 1\r\n"}
+        commits += [git_trees.import_folder(folder, repo), git_trees.import_folder(folder, repo)]
+        assert git_trees.list_files(repo, git.ACCEPTED) == ["sub/x y.py", "train.py"]
+        assert git_trees.read_files(repo, commits[0], "", ["train.py"]) == {"train.py": "lr = 1\r\n"}
     assert len(set(commits)) == 1
     with pytest.raises(UserError, match="holds no files"):
-        git.import_folder(tmp_path / "one" / "__pycache__", tmp_path / "none.git")
+        git_trees.import_folder(tmp_path / "one" / "__pycache__", tmp_path / "none.git")
 
 
 def test_materialise_writes_the_blobs_and_ignores_attributes(clone: Path, tmp_path: Path) -> None:
-    tree = git.write_tree(clone, git.ACCEPTED, "trainer", {
+    tree = git_trees.write_tree(clone, git.ACCEPTED, "trainer", {
         ".gitattributes": b"*.py text eol=crlf working-tree-encoding=UTF-16\n", "bom.py": b"\xef\xbb\xbfx = 1\n"})
     folder = tmp_path / "src" / "tree"
-    git.materialise(clone, tree, "trainer", folder)
+    git_trees.materialise(clone, tree, "trainer", folder)
     assert (folder / "model/net.py").read_bytes() == FILES["trainer/model/net.py"]
     assert (folder / "train.py").read_bytes() == FILES["trainer/train.py"]
     assert (folder / "bom.py").read_bytes() == b"\xef\xbb\xbfx = 1\n"
     assert [oct((folder / name).stat().st_mode & 0o777) for name in ("train.py", "run.sh", "model", ".")] == \
         ["0o444", "0o555", "0o755", "0o755"]
     with pytest.raises(git.GitError):
-        git.materialise(clone, tree, "nowhere", folder.parent / "none")
+        git_trees.materialise(clone, tree, "nowhere", folder.parent / "none")
     before = snapshot(folder)
-    git.materialise(clone, tree, "trainer", folder)
+    git_trees.materialise(clone, tree, "trainer", folder)
     assert snapshot(folder) == before and [path.name for path in folder.parent.iterdir()] == ["tree"]
 
 
@@ -206,7 +206,7 @@ def test_materialise_writes_the_blobs_and_ignores_attributes(clone: Path, tmp_pa
     ("link", "model/../../outside", False), ("model/link", "..", True), ("link", "", False),
 ])
 def test_symlinks_that_could_lead_out_are_left_out(path: str, target: str, kept: bool) -> None:
-    assert git.stays_inside(path, target) is kept
+    assert git_trees.stays_inside(path, target) is kept
 
 
 def test_materialise_keeps_inner_links_and_drops_submodules(clone: Path, checkout: Path, tmp_path: Path) -> None:
@@ -214,26 +214,27 @@ def test_materialise_keeps_inner_links_and_drops_submodules(clone: Path, checkou
     lines = [f"120000 {_blob(clone, text.encode())}\ttrainer/{name}" for name, text in target.items()]
     tree = _tree(clone, [*lines, f"160000 {'a' * 40}\ttrainer/module"])
     folder = tmp_path / "mat"
-    git.materialise(clone, tree, "trainer", folder)
+    git_trees.materialise(clone, tree, "trainer", folder)
     assert (folder / "good").readlink() == Path("train.py")
     assert not (folder / "bad").is_symlink() and not (folder / "module").exists()
-    assert "good" not in git.list_files(clone, tree, "trainer")
+    assert "good" not in git_trees.list_files(clone, tree, "trainer")
 
 
 def test_write_tree_lays_changes_over_the_base(clone: Path) -> None:
     base = git.resolve(clone, git.ACCEPTED)
     assert base is not None
-    tree = git.write_tree(clone, base, "trainer", {"run.sh": b"#!/bin/bash\n", "new/a.py": b"1\n", "train.py": None})
+    tree = git_trees.write_tree(clone, base, "trainer",
+                                {"run.sh": b"#!/bin/bash\n", "new/a.py": b"1\n", "train.py": None})
     changes = {change.path: (change.status, change.old_mode, change.new_mode)
-               for change in git.diff_raw(clone, base, tree)}
+               for change in git_trees.diff_raw(clone, base, tree)}
     assert changes == {"trainer/new/a.py": ("A", "000000", "100644"), "trainer/run.sh": ("M", "100755", "100755"),
                        "trainer/train.py": ("D", "100644", "000000")}
-    assert "a/new/a.py" in git.diff(clone, base, tree, "trainer")
-    assert "b/trainer/new/a.py" in git.diff(clone, base, tree)
-    assert git.write_tree(clone, base, "trainer", {}) == git.resolve(clone, base, "tree")
+    assert "a/new/a.py" in git_trees.diff(clone, base, tree, "trainer")
+    assert "b/trainer/new/a.py" in git_trees.diff(clone, base, tree)
+    assert git_trees.write_tree(clone, base, "trainer", {}) == git.resolve(clone, base, "tree")
     for path in ("../.git/config", ".GIT/config", "/abs", "a//b", "train.py/below"):
         with pytest.raises(git.GitError):
-            git.write_tree(clone, base, "trainer", {path: b""})
+            git_trees.write_tree(clone, base, "trainer", {path: b""})
 
 
 def test_update_ref_is_compare_and_swap(clone: Path) -> None:
@@ -269,8 +270,8 @@ def test_a_sha256_repository(tmp_path: Path) -> None:
     head = git.locate(top).head
     repo = tmp_path / "repo.git"
     git.clone_bare(top, repo, head)
-    tree = git.write_tree(repo, head, "", {"train.py": None, "new.py": b"1\n"})
-    assert len(tree) == 64 and git.list_files(repo, tree) == ["new.py"]
+    tree = git_trees.write_tree(repo, head, "", {"train.py": None, "new.py": b"1\n"})
+    assert len(tree) == 64 and git_trees.list_files(repo, tree) == ["new.py"]
     git.update_ref(repo, git.ACCEPTED, git.commit_tree(repo, tree, (head,), "New\n"), head)
     export.export_branch(repo, top, head, "night")
     assert sh(top, "rev-parse", "night^{tree}").strip() == tree
@@ -344,3 +345,43 @@ def _tree(repo: Path, lines: list[str]) -> str:
                        env=environment)
     return subprocess.run(["git", "-C", str(repo), "write-tree"], check=True, capture_output=True, text=True,
                           env=environment).stdout.strip()
+
+
+def test_what_a_full_id_names_is_asked_once_and_what_a_ref_names_each_time(
+        clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = str(git.resolve(clone, git.ACCEPTED))
+    tree = git_trees.write_tree(clone, base, "trainer", {"train.py": b"lr = 9\n"})
+    commit = git.commit_tree(clone, tree, (base,), "Change\n")
+    before = git_trees.read_files(clone, git.ACCEPTED, "trainer", ["train.py"])
+
+    def asked() -> tuple[object, ...]:
+        return (git_trees.read_files(clone, commit, "trainer", ["train.py"]), git_trees.entries(clone, commit),
+                git_trees.entries(clone, commit, "nowhere"), git_trees.diff_raw(clone, base, commit),
+                git.resolve(clone, commit, "tree"), git.resolve(clone, f"{commit}^{{tree}}", "tree"))
+
+    first, real, count = asked(), git.run, []
+    with monkeypatch.context() as patched:
+        for module in (git, git_trees):
+            patched.setattr(module, "run", lambda *words, **options: count.append(words) or real(*words, **options))
+        assert asked() == first and first[0] == {"train.py": "lr = 9\n"} and first[2] == [] and not count
+        first[1].clear()  # type: ignore[attr-defined]  # a caller's own list
+        assert git_trees.entries(clone, commit) and not count
+        assert git.resolve(clone, "0" * 40) is git.resolve(clone, "0" * 40) is None and len(count) == 2
+    git.update_ref(clone, git.ACCEPTED, commit, base)
+    assert git.resolve(clone, git.ACCEPTED) == commit
+    assert git_trees.read_files(clone, git.ACCEPTED, "trainer", ["train.py"]) == first[0] != before
+
+
+def test_blobs_are_kept_within_their_room(clone: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = git_trees._Kept()
+    monkeypatch.setattr(git_trees, "_KEPT", kept)
+    monkeypatch.setattr(git_trees._Kept, "ROOM", 250)
+    monkeypatch.setattr(git_trees._Kept, "LARGEST", 100)
+    texts = [bytes([65 + number]) * 100 for number in range(4)] + [b"large" * 30]
+    tree = git_trees.write_tree(clone, git.ACCEPTED, "", {f"{number}": text for number, text in enumerate(texts)})
+    shas = {text: entry.sha for text, entry in zip(texts, git_trees.entries(clone, tree), strict=False)}
+    for text in (*texts, texts[3]):
+        assert git_trees.blobs(clone, [shas[text]]) == {shas[text]: text}
+    assert [sha for _, sha in kept._blobs] == [shas[texts[2]], shas[texts[3]]]
+    assert git_trees.blobs(clone, shas.values()) == {sha: text for text, sha in shas.items()}
+    assert sum(map(len, kept._blobs.values())) == kept._used <= 250

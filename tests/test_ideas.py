@@ -11,7 +11,7 @@ from typing import get_args
 import pytest
 from idea_truth import CHARGED, FAULTS, TRUTH, Kind, kind, stage
 
-from agent import git
+from agent import git, git_trees
 from agent.config import Config
 from agent.ideas import Card, IdeaBook, packaged_ideas
 from agent.ledger import State
@@ -35,7 +35,7 @@ TELLTALE = re.compile(
 def repo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The default target in a bare repository of its own, as a campaign has it."""
     place = tmp_path_factory.mktemp("ideas") / "repo.git"
-    git.import_folder(TARGET, place)
+    git_trees.import_folder(TARGET, place)
     return place
 
 
@@ -93,7 +93,7 @@ def test_a_card_applies_to_the_default_target_or_is_refused_as_foretold(repo: Pa
     candidate = apply(repo, start, name)
     assert sorted(candidate.patch.files) == sorted({edit.path for edit in CARDS[name].edits})
     for edit in CARDS[name].edits:  # quoted word for word, so that no fuzzy match decides what a card means
-        text = git.read_files(repo, start, "", [edit.path]).get(edit.path, "")
+        text = git_trees.read_files(repo, start, "", [edit.path]).get(edit.path, "")
         assert text.count(edit.search) == 1 if edit.search else not text
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from idea_truth import CHARGED, FAULTS, stage
 
-from agent import git, site
+from agent import git, git_trees, site
 from agent.ideas import packaged_ideas
 from agent.measure import audit_job, audit_of, job_of
 from agent.patch import build
@@ -33,7 +33,7 @@ class Place:
 
     def __init__(self, folder: Path) -> None:
         repo = folder / "repo.git"
-        start = git.import_folder(ROOT / "target_repo", repo)
+        start = git_trees.import_folder(ROOT / "target_repo", repo)
         config = site.read_config(repo, start, "", "cpu", 0)
         draft = Site(folder, "", start, config, None, ("cpu",), 3, 0)
         data = site.prepare(config, draft.source(start), folder / "data", lambda text: None)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from agent import git, merge, patch
+from agent import git, git_trees, merge, patch
 from agent.config import Source
 from agent.records import Candidate, Cost, Edit, Estimate, Merge, Pair, Proposal, Verdict
 
@@ -35,7 +35,7 @@ def repo(tmp_path: Path) -> Path:
     folder = tmp_path / "target"
     folder.mkdir()
     (folder / "train.py").write_text("lr = 0.1\n")
-    git.import_folder(folder, tmp_path / "repo.git")
+    git_trees.import_folder(folder, tmp_path / "repo.git")
     return tmp_path / "repo.git"
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from agent import git, matching, patch, policy
+from agent import git, git_trees, matching, patch, policy
 from agent.config import Source
 from agent.patch import PatchRefused
 from agent.records import Candidate, Edit, Proposal
@@ -79,8 +79,8 @@ def refused(start: tuple[Path, str], *edits: Edit, diff: str = "", source: Sourc
 
 
 def text(start: tuple[Path, str], tree: str, path: str) -> bytes:
-    entry = next(entry for entry in git.entries(start[0], tree, "lab") if entry.path == path)
-    return git.blobs(start[0], [entry.sha])[entry.sha]
+    entry = next(entry for entry in git_trees.entries(start[0], tree, "lab") if entry.path == path)
+    return git_trees.blobs(start[0], [entry.sha])[entry.sha]
 
 
 def test_a_candidate_is_a_branch_with_one_commit(start: tuple[Path, str]) -> None:
@@ -346,7 +346,7 @@ def test_the_policy_judges_the_tree_whatever_made_it(start: tuple[Path, str], tm
 
 def test_an_executable_stays_one(start: tuple[Path, str]) -> None:
     made = build(start, Edit("run.sh", "#!/bin/sh", "#!/bin/bash"), source=Source(editable=["run.sh"]))
-    assert next(change for change in git.diff_raw(start[0], start[1], made.tree)).new_mode == "100755"
+    assert next(change for change in git_trees.diff_raw(start[0], start[1], made.tree)).new_mode == "100755"
 
 
 def test_size_limits(start: tuple[Path, str]) -> None:
