@@ -240,7 +240,7 @@ def open_ground(options: argparse.Namespace, name: str, say: Say, slots: int | N
         if origin.toplevel and git.is_dirty(git.locate(target)):
             say(f"the target has uncommitted changes: they are not measured, commit {origin.start[:12]} is")
         origin = site.clone(origin, folder, None, "")
-        config = site.read_config(folder / "repo.git", origin.start, origin.prefix, options.preset, site.gpu_count())
+        config = site.read_config(folder / "repo.git", origin.start, origin.prefix, options.preset, len(site.gpus()))
         place = Site(folder, origin.prefix, origin.start, config, None,
                      site.find_devices(config, slots or options.slots), options.level, 0)
         data = site.prepare(config, place.source(origin.start), options.runs.resolve() / ".data", say)

@@ -18,7 +18,7 @@ from typing import Any
 from agent.bench_ground import Ground, Say, Wanted, count, open_ground, scratch
 from agent.bench_training import Finding
 from agent.errors import UserError
-from agent.site import find_devices, gpu_count
+from agent.site import find_devices, gpus
 from sandbox import box as boxes
 from sandbox.job import Limits, Result
 from sandbox.view import BoxSpec
@@ -142,7 +142,7 @@ def mfu_options(parser: argparse.ArgumentParser) -> None:
 
 def mfu(options: argparse.Namespace, say: Say) -> Finding:
     """Model FLOPs utilisation of the target's start on one GPU, trained in the box. Raises UserError without a GPU."""
-    if gpu_count() == 0:
+    if not gpus():
         raise UserError("bench mfu needs an NVIDIA GPU, and nvidia-smi shows none.", "Run it on a GPU machine.")
     with open_ground(options, "mfu", say, slots=1) as ground:
         if find_devices(ground.site.config, 1) == ("cpu",):

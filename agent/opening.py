@@ -305,7 +305,7 @@ def _reopen(options: Options, folder: Path, state: State, observer: Observer,
 def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: str, observer: Observer,
           on_failure: contextlib.ExitStack) -> tuple[Site, engines.Opening]:
     """The site and the engine, which ``on_failure`` closes. ``begun``: the engine that the run was begun on."""
-    config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, site.gpu_count())
+    config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, len(site.gpus()))
     kind = engines.chosen(options.engine, begun, config.engine)
     remote = engines.cluster(kind, config.engine, folder)
     if remote is not None:

@@ -135,7 +135,7 @@ def _end(options: Options, folder: Path, state: State, large: bool, say: Say) ->
     start, prefix = str(facts["start"]), str(facts["prefix"])
     own = str(facts["preset"])
     config = site.read_config(folder / "repo.git", start, prefix, (options.preset if large else "") or own,
-                              site.gpu_count())
+                              len(site.gpus()))
     budget = config.budget
     if large and options.steps:
         if not budget.amount:

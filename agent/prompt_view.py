@@ -36,7 +36,7 @@ def of_target(target: Path | None, preset: str = "", seed: int = 0) -> tuple[Con
     with tempfile.TemporaryDirectory(prefix="ratchet-prompt-") as temporary:
         folder = Path(temporary)
         origin = site.clone(site.locate(place, packaged=target is None), folder, None, "")
-        config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, site.gpu_count())
+        config = site.read_config(folder / "repo.git", origin.start, origin.prefix, preset, len(site.gpus()))
         return config, _brief(_site(folder, origin.prefix, origin.start, config),
                               State(campaign={"seed": seed}, tip=origin.start))
 

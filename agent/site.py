@@ -18,7 +18,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -153,40 +153,58 @@ def read_config(repo: Path, commit: str, prefix: str, preset: str, gpus: int) ->
 
 
 def find_devices(config: Config, slots: int | None) -> tuple[str, ...]:
-    """One slot a GPU, or a group of them (``train.gpus_per_run``), where there are any and the preset is not ``cpu``;
-    else one slot for each set of CPU threads.
+    """One slot a GPU (``gpus``), or a group of them (``train.gpus_per_run``), where there are any and the preset is not
+    ``cpu``; else one slot for each set of CPU threads.
 
     ``train.jobs_per_gpu``, and more ``slots`` than GPUs, share them: for jobs that leave a GPU idle and fit in its
     memory side by side. Raises UserError where a group cannot be made, or not of GPUs of one kind.
     """
-    count = 0 if config.preset == "cpu" else gpu_count()
-    if count:
-        groups = _groups(count, config.train.gpus_per_run)
+    numbers = () if config.preset == "cpu" else gpus()
+    if numbers:
+        groups = _groups(numbers, config.train.gpus_per_run)
         return tuple(groups[i % len(groups)] for i in range(slots or len(groups) * config.train.jobs_per_gpu))
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return ("cpu",) * (slots or max(1, min(8, cores // config.train.threads)))
 
 
-def _groups(count: int, size: int) -> list[str]:
+def _groups(numbers: Sequence[int], size: int) -> list[str]:
     """Devices of ``size`` GPUs each, neighbours together. Raises UserError."""
-    if size > count:
-        raise UserError(f"train.gpus_per_run is {size}, and this machine has {count} GPU(s).",
+    if size > len(numbers):
+        raise UserError(f"train.gpus_per_run is {size}, and this machine has {len(numbers)} GPU(s) for ratchet.",
                         "Set it to what there is, or run on a machine with more.")
-    groups = ["cuda:" + "+".join(map(str, range(first, first + size))) for first in range(0, count - size + 1, size)]
+    groups = ["cuda:" + "+".join(map(str, numbers[first:first + size]))
+              for first in range(0, len(numbers) - size + 1, size)]
     for group in groups:
         kinds = {card.name for card in gpu.cards(group)}
         if len(kinds) > 1:
             raise UserError(f"train.gpus_per_run would put {' and '.join(sorted(kinds))} into one run ({group}).",
-                            "Show ratchet GPUs of one kind only, or set train.gpus_per_run = 1.")
+                            "Leave GPUs of one kind in CUDA_VISIBLE_DEVICES, or set train.gpus_per_run = 1.")
     return groups
 
 
-def gpu_count() -> int:
-    """GPUs that the driver shows."""
-    count = 0
-    while count < 64 and gpu.find(count) is not None:
-        count += 1
-    return count
+def gpus() -> tuple[int, ...]:
+    """Numbers, as nvidia-smi counts, of the GPUs that the driver shows and ``CUDA_VISIBLE_DEVICES`` leaves; as in CUDA
+    that may name numbers or beginnings of UUIDs, and what follows an unknown name is not there.
+
+    Raises UserError where it names a slice of a GPU.
+    """
+    cards: list[gpu.Gpu] = []
+    while len(cards) < 64 and (card := gpu.find(len(cards))) is not None:
+        cards.append(card)
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None or not cards:
+        return tuple(card.index for card in cards)
+    left: list[int] = []
+    for word in (part.strip() for part in wanted.split(",")):
+        if word.startswith("MIG-"):
+            raise UserError(f"CUDA_VISIBLE_DEVICES names {word}, a slice of a GPU, which ratchet cannot give to a job.",
+                            "Name whole GPUs in it, or set it to nothing to train on the CPU.")
+        fit = [card.index for card in cards if word and (word == str(card.index) or (
+            word.startswith("GPU-") and card.uuid.startswith(word)))]
+        if len(fit) != 1 or fit[0] in left:
+            break
+        left += fit
+    return tuple(left)
 
 
 def prepare(config: Config, source: Path, cache: Path, say: Callable[[str], None]) -> Data | None:

@@ -138,6 +138,7 @@ def seen(folder: Path, monkeypatch: pytest.MonkeyPatch, **cards: dict[str, Any])
     """This process and its children see these GPUs, as far as nvidia-smi and NVML tell. Gives the state's file."""
     state = install(folder, **cards)
     monkeypatch.setenv("PATH", f"{folder}:/usr/local/bin:/usr/bin:/bin")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.delitem(sys.modules, "pynvml", raising=False)
     monkeypatch.syspath_prepend(str(folder))
     gpu.find.cache_clear()

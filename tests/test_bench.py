@@ -285,7 +285,7 @@ def test_box_measures_the_levels_that_hold(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_mfu_without_a_gpu_says_so(world: Path) -> None:
-    if bench_machine.gpu_count():
+    if bench_machine.gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="needs an NVIDIA GPU"):
         bench.run("mfu", False, arguments(world))

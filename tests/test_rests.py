@@ -151,7 +151,8 @@ def test_a_gpu_that_is_lost_for_a_while_costs_time_and_no_verdict(tmp_path: Path
             assert state.runs[pair.incumbent_run].device == state.runs[pair.candidate_run].device
 
 
-def test_groups_and_shared_gpus_become_slots(tmp_path: Path, driver: Path) -> None:
+def test_groups_and_shared_gpus_become_slots(
+        tmp_path: Path, driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base = "[train]\ncommand = 'torchrun --nproc-per-node {gpus} train.py'\n%s\n[evaluate]\npattern = 'x (.)'\n"
 
     def devices(line: str, slots: int | None = None) -> tuple[str, ...]:
@@ -165,6 +166,17 @@ def test_groups_and_shared_gpus_become_slots(tmp_path: Path, driver: Path) -> No
         devices("gpus_per_run = 3")
     with pytest.raises(UserError, match="exclude each other"):
         devices("gpus_per_run = 2\njobs_per_gpu = 2")
+    for wanted, left in (("1", ("cuda:1",)), ("1,0", ("cuda:1", "cuda:0")), ("GPU-1", ("cuda:1",)), ("0,7,1", ("cuda:0",)),
+                         ("GPU-,1", ("cpu",)), ("0,0,1", ("cuda:0",)), ("", ("cpu",)), ("-1", ("cpu",))):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
+        assert devices("", len(left)) == left, wanted
+    with pytest.raises(UserError, match="this machine has 1"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+        devices("gpus_per_run = 2")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "MIG-1,0")
+    with pytest.raises(UserError, match="MIG-1, a slice"):
+        devices("")
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     change(driver, **{"GPU-0": {"name": "NVIDIA A"}, "GPU-1": {"name": "NVIDIA B"}})
     gpu.find.cache_clear()
     with pytest.raises(UserError, match="NVIDIA A and NVIDIA B"):
