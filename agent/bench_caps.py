@@ -67,13 +67,15 @@ class World:
 def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--campaigns", type=count, default=50, help="number of random campaigns")
     parser.add_argument("--first", type=int, default=1, help="seed of the first one")
+    parser.add_argument("--experiments", type=count, default=96,
+                        help="that the caps leave room for, give or take a quarter (96: a night)")
     parser.add_argument("--side-by-side", type=count, default=2, help="campaigns at a time")
 
 
-def draw(seed: int) -> World:
-    """The campaign of a seed: caps that end it after some 36 to 54 runs."""
+def draw(seed: int, experiments: int) -> World:
+    """The campaign of a seed: caps that end it after about that many training runs."""
     dice = random.Random(f"caps/{seed}")
-    train, slots, wanted = dice.uniform(0.05, 0.3), dice.choice((1, 2)), dice.uniform(36, 54)
+    train, slots, wanted = dice.uniform(0.05, 0.3), dice.choice((1, 2)), dice.uniform(0.75, 1.25) * experiments
     prompt, completion = dice.randrange(400, 4000), dice.randrange(50, 800)
     held = train + 0.7  # a run, its share of tiny runs, and starting both
     usd = wanted * ((prompt + completion) * USD_PER_TOKEN * 0.6 + held / 3600 * GPU_HOUR)
@@ -89,7 +91,7 @@ def draw(seed: int) -> World:
 
 def caps(options: argparse.Namespace, say: Callable[[str], None]) -> Finding:
     """All campaigns, some side by side."""
-    worlds = [draw(seed) for seed in range(options.first, options.first + options.campaigns)]
+    worlds = [draw(seed, options.experiments) for seed in range(options.first, options.first + options.campaigns)]
     found: list[dict[str, Any]] = []
     failures: list[str] = []
     waiting, lock = list(reversed(worlds)), threading.Lock()
@@ -176,7 +178,7 @@ def measure(world: World, folder: Path, level: int) -> dict[str, Any]:
         words = [sys.executable, "-m", "agent.cli", "run", str(folder / "target"), "--name", "c", "--slots",
                  str(world.slots), "--level", str(level), "--unconfined", "--proposer", "llm", "--runs",
                  str(folder / "runs"), *(f"--cap={name}={value!r}" for name, value in world.caps.items())]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=300, check=False,
+        done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=False,
                               env=os.environ | {"PYTHONPATH": paths, "OPENAI_API_KEY": "none"})
     if done.returncode:
         raise UserError(f"The campaign ended with exit code {done.returncode}.", (done.stdout + done.stderr)[-800:])
@@ -217,7 +219,7 @@ def _largest(place: Path) -> int:
 
 def _write_target(folder: Path, world: World, base_url: str) -> None:
     tiny.write_repository(folder, {
-        "settings.py": "".join(f"BETTER_{number:03d} = 0\nWORSE_{number:03d} = 0\n" for number in range(1, 300)),
+        "settings.py": "".join(f"BETTER_{number:03d} = 0\nWORSE_{number:03d} = 0\n" for number in range(1, 600)),
         "train.py": "import random\nimport sys\nimport time\n\nimport settings\n\nseed, steps = int(sys.argv[1]), "
                     "int(sys.argv[2])\ndice = random.Random(seed)\n"
                     f"time.sleep({world.train} * dice.uniform(0.8, 1.2) * steps / 100)\n"

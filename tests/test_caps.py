@@ -205,7 +205,7 @@ def test_a_campaign_says_what_it_expects_and_keeps_its_caps_over_a_restart(tmp_p
 
 @pytest.mark.parametrize("campaigns", [1, pytest.param(12, marks=[pytest.mark.slow, pytest.mark.timeout(900)])])
 def test_random_campaigns_keep_their_caps(tmp_path: Path, campaigns: int) -> None:
-    done = ratchet_long("bench", "caps", "--json", "--campaigns", str(campaigns), cwd=tmp_path)
+    done = ratchet_long("bench", "caps", "--json", "--campaigns", str(campaigns), "--experiments", "40", cwd=tmp_path)
     facts: dict[str, Any] = json.loads(done.stdout)
     assert facts["campaigns"] == campaigns and facts["caps_broken"] == 0
     assert all(value <= 1 for value in facts["over_at_most"].values())

@@ -166,8 +166,9 @@ def test_groups_and_shared_gpus_become_slots(
         devices("gpus_per_run = 3")
     with pytest.raises(UserError, match="exclude each other"):
         devices("gpus_per_run = 2\njobs_per_gpu = 2")
-    for wanted, left in (("1", ("cuda:1",)), ("1,0", ("cuda:1", "cuda:0")), ("GPU-1", ("cuda:1",)), ("0,7,1", ("cuda:0",)),
-                         ("GPU-,1", ("cpu",)), ("0,0,1", ("cuda:0",)), ("", ("cpu",)), ("-1", ("cpu",))):
+    for wanted, left in (("1", ("cuda:1",)), ("1,0", ("cuda:1", "cuda:0")), ("GPU-1", ("cuda:1",)),
+                         ("0,7,1", ("cuda:0",)), ("GPU-,1", ("cpu",)), ("0,0,1", ("cuda:0",)), ("", ("cpu",)),
+                         ("-1", ("cpu",))):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", wanted)
         assert devices("", len(left)) == left, wanted
     with pytest.raises(UserError, match="this machine has 1"):
