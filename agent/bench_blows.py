@@ -13,7 +13,8 @@ _SHIM = """#!/bin/sh
 # Ends one git, once in a while: while a file "kill" is there, the next command dies after that many seconds.
 if mv {folder}/kill {folder}/kill.$$ 2>/dev/null; then
     after=$(cat {folder}/kill.$$)
-    {git} "$@" <&0 &
+    exec 3<&0  # a shell gives what it starts in the background an empty input, also under the name 0
+    {git} "$@" <&3 3<&- &
     sleep "$after"
     kill -9 $! 2>/dev/null && : > {folder}/killed
     wait $!

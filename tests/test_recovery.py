@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from test_campaign import Script, edge, known, only_run, patch_file, serving  # noqa: F401 (edge is a fixture)
 
-from agent import bench_chaos, checkup, data_sums, git, recovery, tiny
+from agent import bench_blows, bench_chaos, checkup, data_sums, git, recovery, tiny
 from agent.errors import UserError
 from agent.ledger import Ledger, State, replay, utc_now
 from sandbox import engine, faults, process
@@ -190,6 +190,17 @@ def test_who_is_killed_from_outside_is_run_again() -> None:
     assert killed.fault == "infra" and faults.from_exit(137, "").fault == "infra"
     assert faults.from_exit(137, "torch.OutOfMemoryError: CUDA out of memory").fault == "oom"
     assert faults.from_exit(-signal.SIGSEGV, "").fault == "crash"
+
+
+def test_a_git_that_ends_before_it_was_to_die_has_had_its_input(tmp_path: Path) -> None:
+    """Else the bench itself would empty a file of a candidate."""
+    shims = bench_blows.add_shim(tmp_path / "bin")
+    (shims / "kill").write_text("0.4", encoding="ascii")
+    done = subprocess.run([shims / "git", "hash-object", "--stdin"], input=b"x\n", capture_output=True, check=True)
+    assert done.stdout == b"587be6b4c3f93f93c489c0111bba5596147a26cb\n" and not (shims / "killed").exists()
+    (shims / "kill").write_text("0.1", encoding="ascii")
+    with subprocess.Popen([shims / "git", "cat-file", "--batch"], stdin=subprocess.PIPE) as waits:
+        assert waits.wait(20) == 128 + signal.SIGKILL and (shims / "killed").exists()
 
 
 def test_campaigns_that_are_killed_end_like_one_that_nobody_touched(tmp_path: Path) -> None:
