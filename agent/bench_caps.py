@@ -6,12 +6,12 @@ prints a loss; the model is a stub that counts the tokens it served, also those 
 
     over       what was spent beyond a cap, in units of the dearest run or question of that campaign
                (of wall time: of its longest run with a second for starting and stopping processes)
-    forecast   |forecast - spent| / spent, of experiments, GPU-hours, dollars, tokens and wall time; of the first
-               forecast that counts as calibrated, and of the newest one by half-time (half of the experiments done; the
-               first one where that comes later)
+    off        |forecast - spent| / spent, of experiments, GPU-hours, dollars, tokens and wall time, of the first
+               forecast that counts as calibrated: it says of itself that it is good to a fifth, 19 times in 20
+    half-time  the same of the newest forecast by half-time (half of the experiments done), and whether it is within the
+               range that it gave itself
 
-A campaign that ends before it is calibrated has no such forecast, and is counted as that. A fifth is asked of what
-is spent where there is most to lose, dollars, at half-time; the rest is reported. Does not cover: GPUs, more than two
+A campaign that ends before its forecast counts as calibrated is counted as that. Does not cover: GPUs, more than two
 slots, kills (those are another bench's).
 """
 
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import itertools
+import math
 import os
 import random
 import statistics
@@ -34,12 +35,13 @@ from agent import runs, tiny
 from agent.bench_ground import count, scratch
 from agent.bench_training import Finding
 from agent.errors import UserError
+from agent.forecast import CALIBRATED
 from agent.ledger import State, replay, seconds_between
 from agent.scripted import Delay, Fixed, ScriptedModel
 from agent.scripted import Say as Reply
 
-WITHIN = 0.20
-"""What a calibrated forecast may be off by."""
+WITHIN, MISSES = CALIBRATED, 0.1
+"""What a calibrated forecast may be off by, and the share of campaigns in which it may be more all the same."""
 SLACK_SECONDS = 1.0
 USD_PER_TOKEN = 1e-3
 GPU_HOUR = 100.0
@@ -110,8 +112,8 @@ def caps(options: argparse.Namespace, say: Callable[[str], None]) -> Finding:
                 return
             with lock:
                 found.append(one)
-                say(f"campaign {world.seed}: {one['ended']}; over {one['over']}; at half-time off {one['off']}; "
-                    f"first {one['off_first']}")
+                say(f"campaign {world.seed}: {one['ended']}; over {one['over']}; calibrated at {one['calibrated_at']}, "
+                    f"off {one['off']}; at half-time off {one['off_half']}, said {one['said_half']}")
 
     threads = [threading.Thread(target=work) for _ in range(options.side_by_side)]
     for thread in threads:
@@ -131,27 +133,32 @@ def finding(found: list[dict[str, Any]]) -> Finding:
     """What all campaigns come to."""
     over = {name: max((one["over"][name] for one in found if name in one["over"]), default=0.0)
             for name in (*MEASURES, "disk_gb")}
-    off = {name: sorted(one["off"][name] for one in found if name in one["off"]) for name in MEASURES}
-    first = {name: sorted(one["off_first"][name] for one in found if name in one["off_first"]) for name in MEASURES}
-    calibrated = [one for one in found if one["off_first"]]
+    off, half = ({name: sorted(one[kind][name] for one in found if name in one[kind]) for name in MEASURES}
+                 for kind in ("off", "off_half"))
+    calibrated = [one for one in found if one["off"]]
     beyond = {name: sum(value > WITHIN for value in values) for name, values in off.items()}
+    ranges = [one["off_half"][name] <= one["said_half"][name] for one in found for name in one["said_half"]]
     broken = sum(any(value > 1 for value in one["over"].values()) for one in found)
     rows = [(name, f"{over[name]:.2f}", str(len(off.get(name, ()))),
              f"{statistics.median(off[name]):.3f}" if off.get(name) else "-",
-             f"{off[name][-1]:.3f}" if off.get(name) else "-", str(beyond.get(name, "-")))
+             f"{off[name][-1]:.3f}" if off.get(name) else "-", str(beyond.get(name, "-")),
+             f"{statistics.median(half[name]):.3f}" if half.get(name) else "-")
             for name in (*MEASURES, "disk_gb")]
     facts = {"campaigns": len(found), "calibrated": len(calibrated), "caps_broken": broken, "over_at_most": over,
+             "calibrated_at": statistics.median(one["calibrated_at"] for one in calibrated) if calibrated else None,
              "forecast_off_at_most": {name: values[-1] for name, values in off.items() if values},
              "forecast_off_median": {name: statistics.median(values) for name, values in off.items() if values},
              "forecasts_beyond_a_fifth": beyond,
-             "first_off_median": {name: statistics.median(values) for name, values in first.items() if values},
-             "first_beyond_a_fifth": {name: sum(value > WITHIN for value in values) for name, values in first.items()},
+             "half_off_median": {name: statistics.median(values) for name, values in half.items() if values},
+             "half_beyond_a_fifth": {name: sum(value > WITHIN for value in values) for name, values in half.items()},
+             "half_within_its_range": sum(ranges) / len(ranges) if ranges else None,
              "each": sorted(found, key=lambda one: int(one["seed"]))}
-    return Finding(f"{len(found)} campaigns, {len(calibrated)} long enough to be calibrated, {broken} beyond a cap by "
-                   "more than one run or question", facts,
-                   ("measure", "over by at most", "forecasts", "off, median", "off, at most", "beyond a fifth"), rows,
+    return Finding(f"{len(found)} campaigns, {len(calibrated)} of them with a calibrated forecast, {broken} beyond a cap "
+                   "by more than one run or question", facts,
+                   ("measure", "over by at most", "calibrated", "off, median", "off, at most", "beyond a fifth",
+                    "at half-time, median"), rows,
                    ["over: 1 is the one run or question that may be in flight"],
-                   ok=not broken and not beyond["usd"])
+                   ok=not broken and max(beyond.values()) <= math.ceil(MISSES * len(calibrated)))
 
 
 def measure(world: World, folder: Path, level: int) -> dict[str, Any]:
@@ -201,10 +208,12 @@ def account(state: State, world: World, served: list[tuple[int, int]], disk: int
             "hours": (longest + SLACK_SECONDS) / 3600,
             "usd": max(question * USD_PER_TOKEN, longest / 3600 * GPU_HOUR)}
     over = {name: round(max(0.0, spent[name] - cap) / unit[name], 4) for name, cap in world.caps.items()}
-    foretold = [one for one in state.forecasts if one["basis"] == "calibrated"]
-    early = [one for one in foretold if one["done"] <= state.trained / 2]
-    return {"spent": spent, "over": over, "off": _off(early[-1:] or foretold[:1], spent),
-            "off_first": _off(foretold[:1], spent), "forecasts": state.forecasts}
+    foretold = [one for one in state.forecasts if one["basis"] == "calibrated"][:1]
+    early = [one for one in state.forecasts if one["off"] and one["done"] <= state.trained / 2][-1:]
+    return {"spent": spent, "over": over, "off": _off(foretold, spent), "off_half": _off(early, spent),
+            "said_half": {name: early[0]["off"][name] for name in MEASURES if early and name in early[0]["off"]},
+            "calibrated_at": round(foretold[0]["done"] / state.trained, 3) if foretold else None,
+            "forecasts": state.forecasts}
 
 
 def _off(foretold: list[dict[str, Any]], spent: dict[str, float]) -> dict[str, float]:

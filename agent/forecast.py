@@ -4,32 +4,42 @@ and replies took afterwards.
     experiments = those that the tightest cap leaves room for, and those of the final number
     the rest    = what is spent + further experiments x what one has taken so far
 
-The tightest of these ends it: experiments, wall time, GPU-hours, dollars, tokens; if none is set, nobody knows when the
-proposals run out, and the forecast is of an hour. What one experiment takes counts all that goes with it: tiny runs,
+The tightest of these ends it: experiments, wall time, GPU-hours, dollars, tokens, disk; if none is set, nobody knows
+when the proposals run out, and the forecast is of an hour. What one experiment takes counts all that goes with it: tiny runs,
 audits, replies, waiting. Before the first run it is taken from the limits: the budget in seconds, else what a run of
 the last campaign took, else the wall limit of a run (then the forecast is of the fewest experiments). The runs of the
 final number are made only if something is merged: half of them are counted until something is.
 
-It is written to the ledger before the first run, after the baseline, once ``CALIBRATED`` attempts have a verdict, and
-again whenever there are half as many more; `ratchet bench caps` holds it against what is spent. Disk is not forecast.
+How far off it may be is told by how much candidates differ (``scatter``): where one in ten is certified, in sixteen
+runs instead of one, nobody can tell from ten of them what thirty more will take. A forecast counts as calibrated once
+the widest of its ranges is a fifth; until then it is ``rough``. It is written to the ledger before the first run, after
+the baseline, once ``ROUGH`` attempts have a verdict, again whenever there are half as many more, and when it is
+calibrated; `ratchet bench caps` holds it against what is spent.
 """
 
 from __future__ import annotations
 
 import datetime
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from agent import prices
 from agent.config import endpoint
-from agent.ledger import Ledger, State, seconds_between
+from agent.ledger import Ledger, Mark, State, seconds_between
 from agent.propose import MODELS
 from agent.screen import Observer
 from agent.site import Site
-from agent.spending import Spending
+from agent.spending import REPORT, Spending
 from agent.view import HOUR, forecast_line
 
-CALIBRATED = 10
-"""Attempts with a verdict from which a forecast counts as calibrated."""
+ROUGH = 10
+"""Attempts with a verdict from which a forecast rests on what candidates took."""
+CALIBRATED = 0.2
+"""Half the range, as a share of the whole, within which a forecast counts as calibrated."""
+BLOCKS, QUANTILE = 8, 2.365
+"""Parts into which the candidates so far are cut, and the 97.5 % quantile of Student's t for them."""
 RUNS_A_CANDIDATE = 2.0
 """Before it is known: one on the screening seed and some share of a certification."""
 CHARACTERS_A_TOKEN = 3.5
@@ -53,21 +63,32 @@ class Forecaster:
     def __init__(self, night: Night, before: float = 0.0) -> None:
         """``before``: seconds of a run in the last campaign on this target; 0 if there was none."""
         self._night, self._before = night, before
+        self._weighed = 0
+        """Verdicts when it was last asked whether the forecast is calibrated by now."""
 
     def look(self, now: datetime.datetime) -> None:
         """Write a forecast if one is due."""
-        state, known = self._night.state, {one["basis"] for one in self._night.state.forecasts}
-        basis = "calibrated" if len(state.judged) >= CALIBRATED and state.trained else (
-            "baseline" if state.longest else "limits")
-        last = max((one["judged"] for one in state.forecasts), default=0)
-        again = basis == "calibrated" and len(state.judged) >= 1.5 * max(last, CALIBRATED)
-        if (basis in known and not again) or (known and basis == "limits"):
+        state = self._night.state
+        told, judged = state.forecasts, len(state.judged)
+        known = {one["basis"] for one in told}
+        rough = judged >= ROUGH and state.trained > 0
+        if not told:
+            due = True
+        elif rough:
+            due = judged >= 1.5 * max(told[-1]["judged"], ROUGH / 1.5)
+        else:
+            due = bool(state.longest) and known == {"limits"}
+        hopes = rough and "calibrated" not in known and judged > self._weighed
+        if not due and not hopes:
             return
-        if not known and state.campaign.get("proposer") in MODELS:
+        if not told and state.campaign.get("proposer") in MODELS:
             self._tell_price()
+        self._weighed = judged
         found = forecast(self._night.site, state, self._night.spending, now, self._before)
+        if not due and found["basis"] != "calibrated":
+            return
         self._night.ledger.append("forecast", found)
-        say = self._night.observer.note if basis not in known else self._night.observer.phase
+        say = self._night.observer.note if found["basis"] not in known else self._night.observer.phase
         say(f"forecast: {forecast_line(found)}")
 
     def _tell_price(self) -> None:
@@ -82,20 +103,23 @@ class Forecaster:
 def forecast(site: Site, state: State, spending: Spending, now: datetime.datetime,
              before: float = 0.0) -> dict[str, Any]:
     """The totals of the whole campaign, as data of a ``forecast`` event: experiments, gpu_hours, usd, tokens, hours,
-    what ends it, and what it is based on (limits, baseline, calibrated)."""
+    disk_gb, what ends it, what it is based on (limits, baseline, rough, calibrated), and ``off``: half the 95 % range
+    of each total as a share of it, once that is known."""
     caps, done = spending.caps, state.trained - len(_open(state))
     judged = len(state.judged)
-    calibrated = judged >= CALIBRATED and done > 0
-    basis = "calibrated" if calibrated else "baseline" if state.longest else "limits"
+    rough = judged >= ROUGH and done > 0
+    basis = "rough" if rough else "baseline" if state.longest else "limits"
     slots = len(site.devices)
     worked = state.worked + (seconds_between(state.session, now.isoformat()) if state.session else 0.0)
     seconds = state.held / done if done else _expected(site, before)
     wall = seconds / slots
     first = next((one for one in state.forecasts if one["basis"] == "baseline"), None)
-    if calibrated:
+    if rough:
         seconds = _closed_seconds(state, done)
-    if calibrated and first is not None and done > first["done"]:  # what came before happens once
+    disk, disk_each = spending.disk, 0.0
+    if rough and first is not None and done > first["done"]:  # what came before happens once
         wall = (worked - first["worked"]) / (done - first["done"])
+        disk_each = max(0.0, disk - first["disk"]) / (done - first["done"])
     prompt, reply, dollars, stock = _reply(site, state, done, judged, spending.pending)
     usd = dollars + seconds / 3600 * caps.usd_per_gpu_hour
     spent_usd = state.paid.usd + state.held / 3600 * caps.usd_per_gpu_hour
@@ -116,21 +140,66 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     if caps.tokens and prompt + reply:
         dearest = state.dearest.prompt_tokens + state.dearest.completion_tokens
         room["tokens"] = (caps.tokens - spent_tokens - dearest) / (prompt + reply) + stock
+    if caps.disk_gb and disk_each:
+        room["disk"] = (caps.disk_gb * 1e9 - REPORT - disk) / disk_each - back - 1
     ends = min(room, key=lambda name: room[name]) if room else HOUR
     more = max(0.0, min(room.values(), default=3600 / wall))
     finals = 2 * site.config.judge.final_pairs
     if spending.budget_runs is not None:
         finals = min(finals, spending.budget_runs // 3 // 2 * 2)
     finals = finals if state.kept else finals // 2
-    tokens = spent_tokens + more * (prompt + reply)
-    total = spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour
-    return {"basis": basis, "ends": ends, "experiments": round(done + more + finals),
-            "gpu_hours": round(
-                (state.held + more * seconds + finals * longest) / 3600 * site.config.train.gpus_per_run, 6),
-            "usd": round(total, 6), "usd_at_most": caps.usd or None, "tokens": round(tokens),
-            "hours": round((worked + more * wall + finals * longest / slots) / 3600, 6),
+    totals = {"experiments": done + more + finals, "gpu_hours": (state.held + more * seconds + finals * longest) / 3600,
+              "usd": spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour,
+              "tokens": spent_tokens + more * (prompt + reply),
+              "hours": (worked + more * wall + finals * longest / slots) / 3600}
+    off = scatter(state.marks, ends, totals, more, caps.usd_per_gpu_hour) if rough else {}
+    if off and max(off.values()) <= CALIBRATED:
+        basis = "calibrated"
+    return {"basis": basis, "ends": ends, "experiments": round(totals["experiments"]),
+            "gpu_hours": round(totals["gpu_hours"] * site.config.train.gpus_per_run, 6),
+            "usd": round(totals["usd"], 6), "usd_at_most": caps.usd or None, "tokens": round(totals["tokens"]),
+            "hours": round(totals["hours"], 6), "disk_gb": round((disk + (more + finals) * disk_each) / 1e9, 6),
+            "off": {name: round(value, 4) for name, value in off.items()},
             "seconds_a_run": round(seconds, 3), "reserved_runs": back,
-            "judged": judged, "done": done, "held": state.held, "worked": worked}
+            "judged": judged, "done": done, "held": state.held, "worked": worked, "disk": disk}
+
+
+def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more: float,
+            usd_per_gpu_hour: float) -> dict[str, float]:
+    """Half the 95 % range of each of ``totals`` as a share of it; empty while there are too few verdicts.
+
+    ``more`` experiments are to come, until what ``ends`` the campaign is spent. Per candidate let y be what is forecast
+    and x what ends it, with means Y and X over the n candidates so far. What is left of x pays for N more, so the error
+    of the total of y is that of N candidates to come and of the mean's own:
+
+        se = sd(y - Y/X x) sqrt(N + N^2 / n)        (a ratio estimator: Cochran, Sampling Techniques, 3rd ed., 6.4)
+
+    with the long-run sd by batch means over ``BLOCKS`` parts in order, since neighbours are alike (candidates are
+    screened, then certified, together), and Student's t for as many.
+    """
+    n = len(marks) - 1
+    if n < BLOCKS:
+        return {}
+    table = [{"experiments": float(one.experiments), "gpu_hours": one.held / 3600,
+              "usd": one.usd + one.held / 3600 * usd_per_gpu_hour, "tokens": float(one.tokens),
+              "hours": one.worked / 3600} for one in marks]
+    ending = {"wall time": "hours", HOUR: "hours", "GPU-hours": "gpu_hours", "dollars": "usd"}.get(ends, ends)
+    ending = ending if ending in totals else "experiments"  # the disk fills with them
+    cuts = [round(part * n / BLOCKS) for part in range(BLOCKS + 1)]
+    mean = {name: (table[-1][name] - table[0][name]) / n for name in totals}
+    if mean[ending] <= 0 or mean["experiments"] <= 0:
+        return {}
+    further = more / mean["experiments"]
+    found = {}
+    for name, total in totals.items():
+        if total <= 0 or mean[name] <= 0:
+            continue
+        ratio = mean[name] / mean[ending]
+        rest = [(table[end][name] - table[begin][name] - ratio * (table[end][ending] - table[begin][ending]))
+                / math.sqrt(end - begin) for begin, end in itertools.pairwise(cuts)]
+        spread = math.sqrt(sum(value**2 for value in rest) / (BLOCKS - 1))
+        found[name] = QUANTILE * spread * math.sqrt(further + further**2 / n) / total
+    return found
 
 
 def _open(state: State) -> list[str]:
@@ -165,7 +234,8 @@ def _reply(site: Site, state: State, done: int, judged: int, pending: int) -> tu
         open_ = [attempt for attempt in asked if attempt.verdict is None]
         begun = sum(run.trains for attempt in open_ for run in attempt.runs)
         closed = len(asked) - len(open_)
-        each = (done - begun) / closed if judged >= CALIBRATED and closed and done > begun else RUNS_A_CANDIDATE
+        tried = done - begun - (state.upfront or 0)
+        each = tried / closed if judged >= ROUGH and closed and tried > 0 else RUNS_A_CANDIDATE
         share = 1 / each / len(asked)
         return (state.paid.prompt_tokens * share, state.paid.completion_tokens * share, state.paid.usd * share,
                 max(0.0, (len(open_) + pending) * each - begun))

@@ -84,6 +84,20 @@ class Session:
     """One a slot."""
 
 
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a campaign had spent by the time of a verdict."""
+
+    experiments: int
+    held: float
+    """Seconds that jobs held a slot."""
+    usd: float
+    """Of the model."""
+    tokens: int
+    worked: float
+    """Wall seconds of its processes."""
+
+
 @dataclass(slots=True)
 class State:
     """What the ledger says. A view: rebuilt by replay, never stored."""
@@ -157,6 +171,10 @@ class State:
     """Ids of the attempts that made a change, by its normalised hash."""
     judged: list[Attempt] = field(default_factory=list)
     """Attempts with a verdict, in the order of their verdicts."""
+    marks: list[Mark] = field(default_factory=list)
+    """What had been spent at each of these verdicts."""
+    upfront: int | None = None
+    """Training runs of full length before the first one of a candidate; None until there is one."""
     trained: int = 0
     """Training runs of full length that were started."""
     longest: float = 0.0
@@ -239,6 +257,8 @@ class State:
                 self.alike.setdefault((run.tree, run.steps), []).append(run)
                 if run.purpose == "baseline":
                     self.baselines.append(run.id)
+                if run.trains and run.candidate and self.upfront is None:
+                    self.upfront = self.trained
                 self.trained += run.trains
             self.runs[run.id] = run
             self.results.pop(run.id, None)
@@ -265,6 +285,9 @@ class State:
             judged.verdict, judged.ended = verdict, time
             self.waiting.pop(verdict.candidate, None)
             self.judged.append(judged)
+            self.marks.append(Mark(self.trained, self.held, self.paid.usd,
+                                   self.paid.prompt_tokens + self.paid.completion_tokens,
+                                   self.worked + (seconds_between(self.session, time) if self.session else 0.0)))
         elif event == "merge_intent":
             self.pending_merge = from_json(Merge, data)
         elif event == "merge":

@@ -229,10 +229,13 @@ def forecast_line(found: dict[str, Any]) -> str:
     money = (f", at most ${found['usd_at_most']:.2f}" if found["usd_at_most"] else
              f", about ${found['usd']:.2f}" if found["usd"] else "")
     tokens = f", {found['tokens']:,} tokens" if found["tokens"] else ""
-    basis = {"limits": "before the first run", "baseline": "after the baseline", "calibrated": "calibrated"}
+    widest = max((found.get("off") or {}).values(), default=0.0)
+    basis = {"limits": "before the first run", "baseline": "after the baseline", "rough": "rough",
+             "calibrated": "calibrated"}
+    good = f", good to {100 * widest:.0f} %" if widest else ""
     end = "without a cap: an hour from now" if found["ends"] == HOUR else f"ended by {found['ends']}"
     return (f"about {found['experiments']} experiments, {found['gpu_hours']:.2g} GPU-h in {found['hours']:.2g} h"
-            f"{tokens}{money} ({basis[found['basis']]}: {found['seconds_a_run']:.3g} s a run; "
+            f"{tokens}{money} ({basis[found['basis']]}{good}: {found['seconds_a_run']:.3g} s a run; "
             f"{end}; {found['reserved_runs']} runs held back)")
 
 
