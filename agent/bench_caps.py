@@ -153,8 +153,8 @@ def finding(found: list[dict[str, Any]]) -> Finding:
              "half_beyond_a_fifth": {name: sum(value > WITHIN for value in values) for name, values in half.items()},
              "half_within_its_range": sum(ranges) / len(ranges) if ranges else None,
              "each": sorted(found, key=lambda one: int(one["seed"]))}
-    return Finding(f"{len(found)} campaigns, {len(calibrated)} of them with a calibrated forecast, {broken} beyond a cap "
-                   "by more than one run or question", facts,
+    return Finding(f"{len(found)} campaigns, {len(calibrated)} with a calibrated forecast, {broken} beyond a cap by "
+                   "more than one run or question", facts,
                    ("measure", "over by at most", "calibrated", "off, median", "off, at most", "beyond a fifth",
                     "at half-time, median"), rows,
                    ["over: 1 is the one run or question that may be in flight"],

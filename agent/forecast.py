@@ -5,10 +5,10 @@ and replies took afterwards.
     the rest    = what is spent + further experiments x what one has taken so far
 
 The tightest of these ends it: experiments, wall time, GPU-hours, dollars, tokens, disk; if none is set, nobody knows
-when the proposals run out, and the forecast is of an hour. What one experiment takes counts all that goes with it: tiny runs,
-audits, replies, waiting. Before the first run it is taken from the limits: the budget in seconds, else what a run of
-the last campaign took, else the wall limit of a run (then the forecast is of the fewest experiments). The runs of the
-final number are made only if something is merged: half of them are counted until something is.
+when the proposals run out, and the forecast is of an hour. What one experiment takes counts all that goes with it: tiny
+runs, audits, replies, waiting. Before the first run it is taken from the limits: the budget in seconds, else what a run
+of the last campaign took, else the wall limit of a run (then the forecast is of the fewest experiments). The runs of
+the final number are made only if something is merged: half of them are counted until something is.
 
 How far off it may be is told by how much candidates differ (``scatter``): where one in ten is certified, in sixteen
 runs instead of one, nobody can tell from ten of them what thirty more will take. A forecast counts as calibrated once
