@@ -33,8 +33,8 @@ def add_shim(folder: Path) -> Path:
 
 
 def ask_git(shims: Path, chance: random.Random) -> None:
-    """The next git of ``add_shim``'s folder dies within milliseconds, unless it ends first: most take three. It leaves a
-    file ``killed`` there."""
+    """The next git of ``add_shim``'s folder dies within milliseconds, unless it ends first: most take three. It leaves
+    a file ``killed`` there."""
     (shims / "kill").write_text(f"0.{chance.choice((0, 0, 1, 2, 4)):03d}", encoding="ascii")
 
 
