@@ -152,7 +152,8 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
               "usd": spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour,
               "tokens": spent_tokens + more * (prompt + reply),
               "hours": (worked + more * wall + finals * longest / slots) / 3600}
-    off = scatter(state.marks, ends, totals, more, caps.usd_per_gpu_hour) if rough else {}
+    unseen = 0 if state.certifications else 2 * max(site.config.judge.looks)
+    off = scatter(state.marks, ends, totals, more, caps.usd_per_gpu_hour, unseen) if rough else {}
     if off and max(off.values()) <= CALIBRATED:
         basis = "calibrated"
     return {"basis": basis, "ends": ends, "experiments": round(totals["experiments"]),
@@ -165,7 +166,7 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
 
 
 def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more: float,
-            usd_per_gpu_hour: float) -> dict[str, float]:
+            usd_per_gpu_hour: float, unseen: int = 0) -> dict[str, float]:
     """Half the 95 % range of each of ``totals`` as a share of it; empty while there are too few verdicts.
 
     ``more`` experiments are to come, until what ``ends`` the campaign is spent. Per candidate let y be what is forecast
@@ -175,7 +176,9 @@ def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more:
         se = sd(y - Y/X x) sqrt(N + N^2 / n)        (a ratio estimator: Cochran, Sampling Techniques, 3rd ed., 6.4)
 
     with the long-run sd by batch means over ``BLOCKS`` parts in order, since neighbours are alike (candidates are
-    screened, then certified, together), and Student's t for as many.
+    screened, then certified, together), and Student's t for as many; and one candidate, as the end may lie anywhere in
+    its runs. ``unseen``: runs of a certification, where there was none yet: what was not seen in n candidates happens
+    to fewer than 3 in n, at 95 % (Hanley and Lippman-Hand 1983).
     """
     n = len(marks) - 1
     if n < BLOCKS:
@@ -198,7 +201,9 @@ def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more:
         rest = [(table[end][name] - table[begin][name] - ratio * (table[end][ending] - table[begin][ending]))
                 / math.sqrt(end - begin) for begin, end in itertools.pairwise(cuts)]
         spread = math.sqrt(sum(value**2 for value in rest) / (BLOCKS - 1))
-        found[name] = QUANTILE * spread * math.sqrt(further + further**2 / n) / total
+        found[name] = (mean[name] + QUANTILE * spread * math.sqrt(further + further**2 / n)) / total
+        if name != ending:
+            found[name] += further * 3 / n * unseen / totals["experiments"]
     return found
 
 
