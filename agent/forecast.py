@@ -152,7 +152,8 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
               "usd": spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour,
               "tokens": spent_tokens + more * (prompt + reply),
               "hours": (worked + more * wall + finals * longest / slots) / 3600}
-    unseen = 0 if state.certifications else 2 * max(site.config.judge.looks)
+    certified = any(state.attempts[one.candidate].verdict for one in state.certifications)
+    unseen = 0 if certified else 2 * max(site.config.judge.looks)
     off = scatter(state.marks, ends, totals, more, caps.usd_per_gpu_hour, unseen) if rough else {}
     if off and max(off.values()) <= CALIBRATED:
         basis = "calibrated"
@@ -177,7 +178,7 @@ def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more:
 
     with the long-run sd by batch means over ``BLOCKS`` parts in order, since neighbours are alike (candidates are
     screened, then certified, together), and Student's t for as many; and one candidate, as the end may lie anywhere in
-    its runs. ``unseen``: runs of a certification, where there was none yet: what was not seen in n candidates happens
+    its runs. ``unseen``: runs of a certification, where none has ended yet: what was not seen in n candidates happens
     to fewer than 3 in n, at 95 % (Hanley and Lippman-Hand 1983).
     """
     n = len(marks) - 1
