@@ -96,8 +96,9 @@ def measure(fault: FaultClass, folder: Path, level: int, keys: tuple[str, ...]) 
     tried = sum(1 for a in state.attempts.values() if any(r.purpose == "pair" for r in a.runs))
     leaks = [*_leaks(run, printed, keys), *_crossed(sent, keys)]
     named = bool(re.search(rf"\b{re.escape(fault.kind.replace('no patch', 'usable patch'))}\b", told))
+    last = " ".join(printed.split())[-300:]
     complaints = [text for text, wrong in (
-        (f"exit code {code} ({' '.join(printed.split())[-300:]})", code != 0), (f"{wall:.0f} s, over the cap", wall > CAP),
+        (f"exit code {code} ({last})", code != 0), (f"{wall:.0f} s, over the cap", wall > CAP),
         (f"the ledger does not say {fault.kind!r}", not named),
         (f"not finished, {state.phase}", state.phase != "finished"),
         (f"a question took {longest:.1f} s", longest > DEADLINE + SLACK),
