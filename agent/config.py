@@ -12,7 +12,7 @@ import re
 import shlex
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
@@ -143,17 +143,20 @@ class Judge(Section):
                                        "most half of what the merge was certified to gain; left out: the floor")
 
 
+Finite = Annotated[float, Field(allow_inf_nan=False)]
+
+
 class Caps(Section):
     """What a whole campaign may spend; 0: no cap. Each holds back what the final number needs (agent/spending.py)."""
 
-    hours: float = Field(0, ge=0, description="wall hours that it works; see also --until")
-    gpu_hours: float = Field(0, ge=0, description="hours that jobs hold a slot: GPU-hours on GPUs, CPU-slot-hours "
+    hours: Finite = Field(0, ge=0, description="wall hours that it works; see also --until")
+    gpu_hours: Finite = Field(0, ge=0, description="hours that jobs hold a slot: GPU-hours on GPUs, CPU-slot-hours "
                              "elsewhere")
-    usd: float = Field(0, ge=0, description="dollars, for the model and at usd_per_gpu_hour for slots")
+    usd: Finite = Field(0, ge=0, description="dollars, for the model and at usd_per_gpu_hour for slots")
     tokens: int = Field(0, ge=0, description="tokens of the model, both ways")
     experiments: int = Field(0, ge=0, description="training runs of full length; --budget-runs wins")
-    disk_gb: float = Field(0, ge=0, description="gigabytes (1e9) of the run's folder")
-    usd_per_gpu_hour: float = Field(0, ge=0, description="price of an hour that a job holds a slot")
+    disk_gb: Finite = Field(0, ge=0, description="gigabytes (1e9) of the run's folder")
+    usd_per_gpu_hour: Finite = Field(0, ge=0, description="price of an hour that a job holds a slot")
     audit_pairs: int = Field(0, ge=0, description="pairs a merge of a closing audit afterwards, for which as much is "
                              "left of the caps; 0: nothing")
 

@@ -111,15 +111,16 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     basis = "rough" if rough else "baseline" if state.longest else "limits"
     slots = len(site.devices)
     worked = state.worked + (seconds_between(state.session, now.isoformat()) if state.session else 0.0)
-    seconds = state.held / done if done else _expected(site, before)
+    seconds = (state.held / done if done else 0.0) or _expected(site, before)
     wall = seconds / slots
     first = next((one for one in state.forecasts if one["basis"] == "baseline"), None)
     if rough:
-        seconds = _closed_seconds(state, done)
+        seconds = _closed_seconds(state, done) or seconds
     disk, disk_each = spending.disk, 0.0
     if rough and first is not None and done > first["done"]:  # what came before happens once
-        wall = (worked - first["worked"]) / (done - first["done"])
-        disk_each = max(0.0, disk - first["disk"]) / (done - first["done"])
+        if worked > first["worked"]:  # or the clock went back
+            wall = (worked - first["worked"]) / (done - first["done"])
+        disk_each = max(0.0, disk - first.get("disk", disk)) / (done - first["done"])  # .get: older ledgers have none
     prompt, reply, dollars, stock = _reply(site, state, done, judged, spending.pending)
     usd = dollars + seconds / 3600 * caps.usd_per_gpu_hour
     spent_usd = state.paid.usd + state.held / 3600 * caps.usd_per_gpu_hour
@@ -143,7 +144,7 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     if caps.disk_gb and disk_each:
         room["disk"] = (caps.disk_gb * 1e9 - REPORT - disk) / disk_each - back - 1
     ends = min(room, key=lambda name: room[name]) if room else HOUR
-    more = max(0.0, min(room.values(), default=3600 / wall))
+    more = max(0.0, min(room.values()) if room else 3600 / wall)
     finals = 2 * site.config.judge.final_pairs
     if spending.budget_runs is not None:
         finals = min(finals, spending.budget_runs // 3 // 2 * 2)

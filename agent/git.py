@@ -240,10 +240,18 @@ def without(repo: Path, tip: str, commits: Iterable[str]) -> str | None:
 
 
 def resolve(repo: Path, name: str, kind: str = "commit", bare: bool = True) -> str | None:
-    """Full id of a ref, commit or tree, or None when there is none. What a full id stands for is asked once."""
-    with contextlib.suppress(GitError):
-        return (_lasting if FULL_ID.match(name) else _named)(repo, name, kind, bare)
-    return None
+    """Full id of a ref, commit or tree, or None when there is none. What a full id stands for in one of our own
+    repositories is asked once. Raises GitError when git was killed."""
+    try:
+        if bare and FULL_ID.match(name):
+            found = _lasting(repo, name, kind, bare)
+            if len(found) == len(name.partition("^")[0]):  # or it is a branch with such a name, which may move
+                return found
+        return _named(repo, name, kind, bare)
+    except GitError as error:
+        if error.status not in (1, 128):
+            raise
+        return None
 
 
 def _named(repo: Path, name: str, kind: str, bare: bool) -> str:

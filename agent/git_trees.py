@@ -11,6 +11,7 @@ import contextlib
 import fnmatch
 import functools
 import os
+import re
 import tempfile
 import threading
 from collections import OrderedDict
@@ -24,6 +25,8 @@ from agent.git import GitError, matches, run
 
 IGNORED = ("__pycache__", ".git", "data", "*.pyc")
 FILE_MODES = ("100644", "100755")
+_ABSENT = re.compile("Not a valid object name|not a tree object")
+"""What git says of a path that is no folder of a tree. Any other failure is one, and no empty folder."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,16 +52,16 @@ class Change:
 
 def entries(repo: Path, treeish: str, prefix: str = "") -> list[Entry]:
     """All leaves below ``prefix``, with paths relative to it, sorted by git. Empty when there is no such folder."""
-    return list((_lasting_leaves if git.FULL_ID.match(treeish) else _leaves)(repo, treeish, prefix))
+    try:
+        return list((_lasting_leaves if git.FULL_ID.match(treeish) else _leaves)(repo, treeish, prefix))
+    except GitError as error:
+        if not prefix or not _ABSENT.search(error.stderr) or git.resolve(repo, treeish, "tree") is None:
+            raise
+        return []
 
 
 def _leaves(repo: Path, treeish: str, prefix: str) -> tuple[Entry, ...]:
-    try:
-        out = run(repo, "ls-tree", "-r", "-z", "--full-tree", f"{treeish}:{prefix}" if prefix else treeish)
-    except GitError:
-        if git.resolve(repo, treeish, "tree") is None:
-            raise
-        return ()
+    out = run(repo, "ls-tree", "-r", "-z", "--full-tree", f"{treeish}:{prefix}" if prefix else treeish)
     found = []
     for line in git.fields(out):
         head, path = line.split("\t", 1)

@@ -172,7 +172,7 @@ class State:
     judged: list[Attempt] = field(default_factory=list)
     """Attempts with a verdict, in the order of their verdicts."""
     marks: list[Mark] = field(default_factory=list)
-    """What had been spent at each of these verdicts."""
+    """What had been spent when a first candidate began to train, and at each verdict since."""
     upfront: int | None = None
     """Training runs of full length before the first one of a candidate; None until there is one."""
     trained: int = 0
@@ -259,6 +259,7 @@ class State:
                     self.baselines.append(run.id)
                 if run.trains and run.candidate and self.upfront is None:
                     self.upfront = self.trained
+                    self.marks = [self._mark(time)]  # verdicts before it cost no run
                 self.trained += run.trains
             self.runs[run.id] = run
             self.results.pop(run.id, None)
@@ -285,9 +286,7 @@ class State:
             judged.verdict, judged.ended = verdict, time
             self.waiting.pop(verdict.candidate, None)
             self.judged.append(judged)
-            self.marks.append(Mark(self.trained, self.held, self.paid.usd,
-                                   self.paid.prompt_tokens + self.paid.completion_tokens,
-                                   self.worked + (seconds_between(self.session, time) if self.session else 0.0)))
+            self.marks.append(self._mark(time))
         elif event == "merge_intent":
             self.pending_merge = from_json(Merge, data)
         elif event == "merge":
@@ -333,6 +332,10 @@ class State:
             self.reverted = from_json(Revert, data)
             self.reverts.append(self.reverted)
             self.tip, self.pending_revert = self.reverted.new_tip, None
+
+    def _mark(self, time: str) -> Mark:
+        return Mark(self.trained, self.held, self.paid.usd, self.paid.prompt_tokens + self.paid.completion_tokens,
+                    self.worked + (seconds_between(self.session, time) if self.session else 0.0))
 
     def _hold(self, result: Result) -> None:
         """Count what a job held a slot for."""

@@ -167,30 +167,38 @@ def _cores() -> list[int]:
     return sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(os.cpu_count() or 1))
 
 
+STAT = Path("/proc/stat")
+
+
 class Load:
     """Cores that nobody used lately, as the kernel counted: trainers that wait for something leave some idle, though
     there are as many slots as cores."""
 
-    WINDOW = 1.0
-    """Seconds over which it is measured, at least."""
+    WINDOW, STALE = 1.0, 4.0
+    """Seconds over which it is measured, at least and at most."""
 
     def __init__(self) -> None:
         self._cores, self._idle = _cores(), 0.0
         self._looked, self._counted = time.monotonic(), self._count()
 
     def idle(self) -> float:
-        """Idle cores over the last window; 0 before the first has passed."""
+        """Idle cores over the last window; 0 before the first has passed, and where nobody looked for long."""
         now = time.monotonic()
-        if now - self._looked >= self.WINDOW:
+        taken = now - self._looked
+        if taken >= self.WINDOW:
             counted = self._count()
-            self._idle = (counted - self._counted) / (now - self._looked)
+            self._idle = (counted - self._counted) / taken if taken <= self.STALE else 0.0
             self._looked, self._counted = now, counted
         return self._idle
 
     def _count(self) -> float:
         """Idle seconds of these cores since the machine was started."""
-        known = psutil.cpu_times(percpu=True)
-        return sum(known[core].idle + getattr(known[core], "iowait", 0.0) for core in self._cores if core < len(known))
+        try:
+            lines = STAT.read_text(encoding="ascii").splitlines()
+        except OSError:  # no Linux: by their order
+            return sum(one.idle for number, one in enumerate(psutil.cpu_times(percpu=True)) if number in self._cores)
+        known = {words[0]: int(words[4]) + int(words[5]) for words in map(str.split, lines) if words[0][:3] == "cpu"}
+        return sum(known.get(f"cpu{core}", 0) for core in self._cores) / os.sysconf("SC_CLK_TCK")
 
 
 def shared(site: Site, device: str) -> bool:

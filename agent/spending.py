@@ -88,6 +88,11 @@ class Spending:
         return end is not None and now + datetime.timedelta(
             seconds=self._final_seconds * self.rounds(self._kept_back)) >= end
 
+    def late(self, now: datetime.datetime) -> bool:
+        """Whether the time is up: not even the runs of the final number may begin."""
+        end = self.deadline
+        return end is not None and now >= end
+
     # ------------------------------------------------------------------------------------------------ what is set aside
 
     def reserved(self, budget: int | None = None) -> int:

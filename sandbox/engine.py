@@ -262,7 +262,10 @@ class LocalEngine:
         self._think_ahead(folder, result is not None or not alive)
         if result is None and not alive and folder in self._taken and not (folder / "progress.json").exists():
             self._taken.discard(folder)
-            self._launch(folder, None)
+            try:
+                self._launch(folder, None)
+            except EngineError as error:
+                return Result(folder.name, "infra", error.problem)
             return None
         if result is None and not (folder / "supervisor.pid").exists():
             # its agent died between noting and starting it, which is a stop and no failure of the machine
@@ -285,10 +288,12 @@ class LocalEngine:
         """End the job: its supervisor kills the tree and writes a result; after ``patience`` seconds kill that too."""
         self._taken.discard(folder.absolute())
         self._next.pop(folder.absolute(), None)  # one that is stopped says nothing of what comes next
-        found = _identity(folder)
+        deadline = time.monotonic() + patience
+        while (found := _identity(folder)) is None and _starting(folder) and not (folder / "result.json").exists() and (
+                time.monotonic() < deadline):
+            time.sleep(0.02)  # it may have been started, and not signed yet
         if found is None or not self.alive(folder):
             return
-        deadline = time.monotonic() + patience
         with contextlib.suppress(ProcessLookupError):  # it may end at any moment by itself
             os.kill(found[0], signal.SIGTERM)
             while self.alive(folder):

@@ -33,6 +33,11 @@ MOST = 1 << 16
 """Bytes of a request."""
 HANDLES = 8
 """File descriptors of a request, at most."""
+READY, ANSWERS, PARTING = 60.0, 20.0, 5.0
+"""Seconds that the server may take for its imports, for a fork, and to end: then it is killed, for it hangs. Ctrl-C is
+held back meanwhile."""
+REFUSED = b"!"
+"""Begins an answer that says why there was no fork."""
 ROOM = "-" * 4096
 """An argument whose place in memory holds a supervisor's command line later: a path has at most so many bytes."""
 
@@ -51,7 +56,7 @@ class ForkServer:
         With a ``lifeline`` its number there is appended to the arguments.
 
         Returns its name (``process.name_of``), empty if it has ended already, None when that is not known. Raises
-        OSError when no server can be started.
+        OSError when no server can be started, or it cannot fork.
         """
         request = json.dumps(list(arguments)).encode()
         handles = [given, log, *(() if lifeline is None else (lifeline,))]
@@ -65,10 +70,14 @@ class ForkServer:
                     if attempt == 2:
                         raise
                     continue
+                answer = b""
                 with contextlib.suppress(OSError):
+                    server.settimeout(ANSWERS)
                     answer = server.recv(MOST)
-                    if answer:
-                        return answer.decode("ascii").strip()
+                if answer.startswith(REFUSED):
+                    raise OSError(answer.removeprefix(REFUSED).decode("utf-8", "replace"))
+                if answer:
+                    return answer.decode("ascii").strip()
                 self._drop()
                 return None
         raise AssertionError("not reached")
@@ -94,9 +103,16 @@ class ForkServer:
                 ours.close()
                 raise
         self._socket = ours
-        if not ours.recv(MOST):
+        ours.settimeout(READY)
+        try:
+            if not ours.recv(MOST):
+                raise OSError("the fork server ended before it was ready")
+        except TimeoutError as error:
             self._drop()
-            raise OSError("the fork server ended before it was ready")
+            raise OSError(f"the fork server was not ready after {READY:g} s") from error
+        except OSError:
+            self._drop()
+            raise
         return ours
 
     def _drop(self) -> None:
@@ -104,7 +120,7 @@ class ForkServer:
             self._socket.close()
         if self._popen is not None:
             try:
-                self._popen.wait(5)
+                self._popen.wait(PARTING)
             except subprocess.TimeoutExpired:
                 self._popen.kill()
                 self._popen.wait()
@@ -126,15 +142,21 @@ def serve(requests: socket.socket) -> None:
         data, handles, _, _ = socket.recv_fds(requests, MOST, HANDLES, socket.MSG_CMSG_CLOEXEC)
         if not data:
             return
-        pid = os.fork()
-        if pid == 0:
-            requests.close()
-            _become(supervisor.main, json.loads(data), handles)
+        answer = b" "
+        try:
+            pid = os.fork()
+        except OSError as error:  # too many processes, too little memory: of the machine, or of this user
+            answer = REFUSED + f"no process can be forked ({error.strerror})".encode()
+        else:
+            if pid == 0:
+                requests.close()
+                _become(supervisor.main, json.loads(data), handles)
+            if (found := process.stat(pid)) is not None:
+                answer = process.name_of(pid, found).encode()
         for handle in handles:
             os.close(handle)
-        found = process.stat(pid)
         try:
-            requests.send((process.name_of(pid, found) if found is not None else " ").encode())
+            requests.send(answer)
         except OSError:  # the agent died meanwhile
             return
 

@@ -10,16 +10,18 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from agent import prices
+from agent.campaign import Campaign
 from agent.config import Caps, Model, parse
 from agent.errors import UserError
 from agent.forecast import forecast, scatter
 from agent.ledger import Mark
-from agent.records import Cost, Proposal, Result, Run
+from agent.records import Cost, Proposal, Result, Run, Verdict
 from agent.site import Site, until_time
 from agent.spending import Spending, audit_runs, parse_caps
 from agent.view import forecast_line
@@ -121,6 +123,36 @@ def test_hours_count_the_work_of_earlier_processes(tmp_path: Path) -> None:
     assert spending.deadline == night._now + datetime.timedelta(minutes=40) - datetime.timedelta(seconds=1)
 
 
+def test_once_the_time_is_up_no_final_run_begins_and_those_on_their_way_are_taken(tmp_path: Path) -> None:
+    _, spending = opened(tmp_path, hours=1)
+    assert not spending.late(NOW)
+    assert spending.late(NOW + datetime.timedelta(hours=1))
+    begun, busy, results = list[str](), ["first"], dict[str, str]()
+
+    def start(need: str, device: str, _: None) -> None:
+        begun.append(need)
+
+    def wait(_: float) -> list[Any]:
+        results.update(dict.fromkeys(busy, "result"))
+        busy.clear()
+        return []
+
+    campaign: Any = SimpleNamespace(
+        needs=SimpleNamespace(known=results.get, device_for=lambda _: "cpu", start=start, on_its_way=busy.count),
+        slots=SimpleNamespace(busy=busy, free=lambda _: "cpu", wait=wait), steering=SimpleNamespace(resting=False),
+        tick=lambda **_: None, absorb=lambda _: None)
+    needs: Any = [Word("first"), Word("second")]
+    assert Campaign.complete(campaign, needs, lambda: True) == ["result"] and not begun
+    busy.append("second")
+    assert Campaign.complete(campaign, needs) == ["result", "result"] and not begun
+
+
+class Word(str):
+    """A need that is known by its name alone."""
+
+    seed = 1
+
+
 def test_the_folder_on_disk_is_measured(tmp_path: Path) -> None:
     night, spending = opened(tmp_path, disk_gb=0.004)
     train(night, 1, 1)
@@ -139,6 +171,48 @@ def test_a_forecast_follows_the_tightest_cap(tmp_path: Path) -> None:
     # 2000 s: 4 final runs are held back, of which half are counted before anything is merged: 16 + 2
     assert (found["basis"], found["ends"], found["experiments"]) == ("baseline", "GPU-hours", 17 + 1)
     assert found["gpu_hours"] == pytest.approx(1800 / 3600, abs=1e-4)
+
+
+def judged(night: Night, number: int) -> None:
+    """A run and a verdict, a hundred seconds."""
+    train(night, number, 100)
+    ask(night, number, 0.0, 0)
+    night.ledger.append("verdict", Verdict(f"{number:03d}-x", "rejected", "judge", "no"))
+    night._now += datetime.timedelta(seconds=100)
+
+
+@pytest.mark.parametrize("back", ["before", "after"])
+def test_a_clock_that_goes_back_ends_no_night_and_no_forecast(tmp_path: Path, back: str) -> None:
+    night, spending = opened(tmp_path, slots=1, experiments=50)
+    if back == "before":
+        night._now -= datetime.timedelta(hours=1)
+    train(night, 1, 100)
+    night.ledger.append("forecast", forecast(spending.site, night.state, spending, night._now))
+    if back == "after":
+        night._now -= datetime.timedelta(hours=1)
+    for number in range(2, 14):
+        judged(night, number)
+    found = forecast(spending.site, night.state, spending, night._now)
+    assert found["hours"] > 0 and (found["ends"], found["judged"]) == ("experiments", 12)
+
+
+def test_forecasts_of_an_older_ledger_and_of_runs_that_were_lost_do_no_harm(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, slots=1, experiments=50)
+    night.ledger.append("run_started", Run("r1", "baseline", "d" * 40, 1, 300, "cpu", "jobs/r1"))
+    night.ledger.append("run_finished", Result("r1", "infra", "stopped"))
+    assert forecast(spending.site, night.state, spending, NOW)["seconds_a_run"] == 600
+    train(night, 2, 100)
+    old = forecast(spending.site, night.state, spending, NOW)
+    del old["disk"], old["off"]
+    night.ledger.append("forecast", old)
+    for number in range(3, 15):
+        judged(night, number)
+    assert forecast(spending.site, night.state, spending, NOW)["judged"] == 12 and "about" in forecast_line(old)
+
+
+def test_an_endless_cap_is_refused() -> None:
+    with pytest.raises(UserError, match="hours"):
+        parse('[train]\ncommand = "x"\n[evaluate]\npattern = "y (.)"\n[caps]\nhours = inf\n', "ratchet.toml")
 
 
 def test_a_forecast_of_a_campaign_without_a_cap_looks_an_hour_ahead_and_says_so(tmp_path: Path) -> None:
@@ -258,7 +332,7 @@ def test_random_campaigns_keep_their_caps(tmp_path: Path, campaigns: int) -> Non
     facts: dict[str, Any] = json.loads(done.stdout)
     assert facts["campaigns"] == campaigns and facts["caps_broken"] == 0
     assert all(value <= 1 for value in facts["over_at_most"].values())
-    assert facts["calibrated"] > 0
+    assert all(any(forecast["off"] for forecast in one["forecasts"]) for one in facts["each"])
 
 
 def ratchet_long(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

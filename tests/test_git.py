@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -356,14 +357,14 @@ def test_what_a_full_id_names_is_asked_once_and_what_a_ref_names_each_time(
 
     def asked() -> tuple[object, ...]:
         return (git_trees.read_files(clone, commit, "trainer", ["train.py"]), git_trees.entries(clone, commit),
-                git_trees.entries(clone, commit, "nowhere"), git_trees.diff_raw(clone, base, commit),
+                git_trees.diff_raw(clone, base, commit),
                 git.resolve(clone, commit, "tree"), git.resolve(clone, f"{commit}^{{tree}}", "tree"))
 
     first, real, count = asked(), git.run, []
     with monkeypatch.context() as patched:
         for module in (git, git_trees):
             patched.setattr(module, "run", lambda *words, **options: count.append(words) or real(*words, **options))
-        assert asked() == first and first[0] == {"train.py": "lr = 9\n"} and first[2] == [] and not count
+        assert asked() == first and first[0] == {"train.py": "lr = 9\n"} and not count
         first[1].clear()  # type: ignore[attr-defined]  # a caller's own list
         assert git_trees.entries(clone, commit) and not count
         assert git.resolve(clone, "0" * 40) is git.resolve(clone, "0" * 40) is None and len(count) == 2
@@ -385,3 +386,29 @@ def test_blobs_are_kept_within_their_room(clone: Path, monkeypatch: pytest.Monke
     assert [sha for _, sha in kept._blobs] == [shas[texts[2]], shas[texts[3]]]
     assert git_trees.blobs(clone, shas.values()) == {sha: text for text, sha in shas.items()}
     assert sum(map(len, kept._blobs.values())) == kept._used <= 250
+
+
+@pytest.mark.parametrize("failure", ["kill -TERM $$", "echo 'fatal: Out of memory, malloc failed' >&2; exit 128"])
+def test_a_git_that_fails_once_leaves_no_empty_folder_behind(
+        clone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: str) -> None:
+    commit = str(git.resolve(clone, git.ACCEPTED))
+    shim = tmp_path / "bin" / "git"
+    shim.parent.mkdir()
+    once = tmp_path / "once"
+    shim.write_text(f"#!/bin/sh\ncase \"$*\" in *ls-tree*) [ -e {once} ] || {{ : > {once}; {failure}; }};; esac\n"
+                    f"exec {shutil.which('git')} \"$@\"\n")
+    shim.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+    with pytest.raises(git.GitError):
+        git_trees.entries(clone, commit, "trainer")
+    assert once.exists() and "train.py" in git_trees.list_files(clone, commit, "trainer")
+    assert git_trees.entries(clone, commit, "nowhere") == []
+
+
+def test_a_branch_that_is_named_like_an_object_may_move(clone: Path) -> None:
+    first = str(git.resolve(clone, git.ACCEPTED))
+    second = git.commit_tree(clone, str(git.resolve(clone, first, "tree")), (first,), "Next\n")
+    name = "a" * 64
+    for commit, before in ((first, ""), (second, first)):
+        git.update_ref(clone, f"refs/heads/{name}", commit, before)
+        assert git.resolve(clone, name) == commit

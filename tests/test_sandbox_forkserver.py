@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from sandbox_world import World
 from test_sandbox_engine import finished, until
 
-from sandbox import process
+from sandbox import forkserver, process
 from sandbox.engine import EngineError, LocalEngine
 
 
@@ -128,3 +130,51 @@ def test_a_command_line_is_rewritten_as_far_as_there_is_room(length: int) -> Non
                            cwd=Path(__file__).parent.parent, check=True).stdout.split()
     assert found[2:] == [str((b"a\0" + b"x" * length)[:4]), "b"]
     assert int(found[1]) == min(2 + length, int(found[0]) - 1)
+
+
+def test_a_server_that_does_not_answer_is_given_up(
+        world: World, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C is held back while it is asked."""
+    monkeypatch.setattr(forkserver, "ANSWERS", 0.3)
+    monkeypatch.setattr(forkserver, "PARTING", 0.3)
+    engine.start(world.folder / "first", world.job(slow(world), steps=2))
+    assert finished(engine, world.folder / "first").steps == 2
+    os.kill(server_of(), signal.SIGSTOP)
+    began = time.monotonic()
+    engine.start(world.folder / "second", world.job(slow(world), steps=2))
+    assert time.monotonic() - began < 5
+    engine.start(world.folder / "third", world.job(slow(world), steps=2))
+    assert finished(engine, world.folder / "third").steps == 2
+
+
+def test_a_server_that_is_not_ready_in_time_is_an_error_with_its_reason(
+        world: World, engine: LocalEngine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(forkserver, "READY", 0.001)
+    with pytest.raises(EngineError, match="not ready after"):
+        engine.start(world.folder / "job", world.job(slow(world)))
+
+
+def test_why_there_was_no_fork_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The real server over a real socket, its fork refused as the kernel does."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        ours.close()
+
+        def refused() -> int:
+            raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+
+        os.fork = refused  # type: ignore[assignment]
+        try:
+            forkserver.serve(theirs)
+        finally:
+            os._exit(0)
+    theirs.close()
+    server = forkserver.ForkServer({})
+    monkeypatch.setattr(server, "_connect", lambda log: ours)
+    with ours, Path(os.devnull).open("r+b") as nothing:
+        assert ours.recv(100) == b"ready"
+        for _ in range(2):  # it goes on
+            with pytest.raises(OSError, match=r"no process can be forked \(Resource temporarily unavailable\)"):
+                server.fork(["x"], nothing.fileno(), nothing.fileno())
+    assert os.waitpid(child, 0)[1] == 0
