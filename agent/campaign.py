@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
-from agent import audits, git, guards, merge, phases, recovery, report, runs
+from agent import audits, gain, git, guards, merge, phases, recovery, report, runs
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -34,7 +34,7 @@ from agent.errors import UserError
 from agent.forecast import Forecaster
 from agent.hooks import Hooks
 from agent.intake import Intake
-from agent.judge import Rule, estimate, rule_of
+from agent.judge import estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
@@ -46,7 +46,6 @@ from agent.preflight import preflight
 from agent.records import (
     Candidate,
     Fault,
-    Gain,
     Guard,
     Merge,
     Pair,
@@ -79,8 +78,6 @@ INFRA_TRIES = 3
 """Times a run is started before the machine, not the code, is blamed for good."""
 FULL_BYTES = 1 << 18
 """A run that fails with less than this left on the disk proves nothing against the code."""
-FINAL_SEED = 1_000_000_007
-"""Final seeds start here: never used to select."""
 
 
 def run(options: Options, observer: Observer, clock: Clock = utc_now) -> int:
@@ -160,7 +157,7 @@ class Campaign:
             self.intake.receive()
         self.give_up_rest()
         self.tidy()
-        self.measure_gain()
+        gain.measure(self)
         self.ledger.append("finished", {"phases": phases.facts(self.state)})
         try:
             report.write(self.state, self.site.folder)
@@ -284,55 +281,6 @@ class Campaign:
             if attempt.verdict is None:
                 self.close(attempt, "propose", "the budget was spent before it was mended", "inconclusive")
         self.intake.give_up()
-
-    def measure_gain(self) -> None:
-        """Start against tip on fresh seeds and the final split, which nothing has read before."""
-        if not self.state.kept or self.state.gain is not None:
-            return
-        self.observer.phase("measuring the gain on fresh seeds")
-        start, config = self.site.start, self.site.config
-        count = self.spending.final_pairs(self.clock())
-        if count < 2:
-            self.note("the gain was not measured: too few runs were left of the budget")
-            return
-        seeds = [FINAL_SEED + i for i in range(count)]
-        start_steps = int(self.state.campaign["steps"])
-        wanted = [item for seed in seeds
-                  for item in (Need("final", start, seed, start_steps),
-                               Need("final", self.state.tip, seed, self.bank.tip_steps))]
-        self.complete(wanted, lambda: self.spending.late(self.clock()))
-        whole = [at for at in range(count) if all(self.needs.known(need) for need in wanted[2 * at:2 * at + 2])]
-        if len(whole) < count:
-            self.note(f"the time was up after {len(whole)} of {count} final pairs"
-                      + (": the gain was not measured" if len(whole) < 2 else ""))
-        if len(whole) < 2:
-            return
-        seeds = [seeds[at] for at in whole]
-        results = self.complete([need for at in whole for need in wanted[2 * at:2 * at + 2]])
-        if len({tuple(sorted(result.fingerprint.items())) for result in results}) > 1:
-            self.note("the gain was not measured: its runs were made on different machines or versions")
-            return
-        if audits.wanted(config):
-            again = self.complete([self.needs.audit(result) for result in results if not result.fault])
-            faulty = {self.state.runs[found.id].audits: found.fault for found in again if found.fault}
-            results = [dataclasses.replace(result, fault=faulty.get(result.id, result.fault)) for result in results]
-            forget_weights(self.site, [self.state.runs[result.id] for result in results])
-        for result in results:
-            if result.fault:
-                self.note(f"{result.id} failed on a final seed ({result.fault}): its pair is left out of the gain")
-        split = "final" if config.evaluate.tier == "sealed" else "val"
-        pairs = tuple(
-            Pair(seed, {split: self.bank.values(a)[split]}, {split: self.bank.values(b)[split]}, a.id, b.id)
-            for seed, a, b in zip(seeds, results[::2], results[1::2], strict=True) if not (a.fault or b.fault))
-        final = Rule(self.rule.alpha, (count,), self.rule.floor, 0, self.rule.direction, split, None)
-        found = estimate(pairs, final)
-        if found is None:
-            self.note("the gain was not measured: runs on the fresh seeds failed")
-        else:
-            self.ledger.append("gain", Gain(
-                config.metric.name, split, found.effect, found.low, found.high, pairs,
-                sum(p.incumbent[split] for p in pairs) / len(pairs),
-                sum(p.candidate[split] for p in pairs) / len(pairs)))
 
     # ----------------------------------------------------------------------------------------------- fill the slots
 
