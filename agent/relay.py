@@ -108,6 +108,8 @@ class Relay:
         self._changed = threading.Condition()
         self._orphans: deque[Question] = deque()
         self._outstanding = 0
+        self._doubting = 0
+        """Questions that failed and wait to hear whether another one is answered."""
         self._usual = 0.0
         self._owed = Cost()
         self._silent_since: float | None = None
@@ -266,7 +268,7 @@ class Relay:
 
     def _no_answer(self, mind: Mind, failed: NoAnswer, begun: float) -> None:
         """Count it. Raises UserError where a person must mend something before there can be a first answer."""
-        if failed.mend is not None and len(self._minds) == 1:
+        if failed.mend is not None and len(self._minds) == 1 and self._hopeless(mind):
             raise failed.mend
         opened = mind.breaker.failed(failed.error)
         now, self._last = self._clock(), str(failed.error)
@@ -277,6 +279,16 @@ class Relay:
                 mind.down_since = now
             self.news.tell(f"{mind.name} did not answer in {now - begun:.1f} s: {failed.error.kind} ({failed.error})"
                           + (f"; it rests, and goes on once it answers again{self._instead(mind)}" if opened else ""))
+
+    def _hopeless(self, mind: Mind) -> bool:
+        """Whether ``mind`` never answered, once no question is on its way that it may still answer: of those that are
+        asked side by side, one may fail before another is answered."""
+        with self._changed:
+            self._doubting += 1
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: mind.endpoint.answered or self._outstanding <= self._doubting)
+            self._doubting -= 1
+            return not mind.endpoint.answered
 
     def _instead(self, mind: Mind) -> str:
         others = [one.name for one in self._minds if one is not mind and one.breaker.closed]

@@ -170,6 +170,35 @@ def test_what_the_user_must_mend_is_said_before_a_first_answer_unless_another_mo
         assert ask(found).source == "b"
 
 
+@pytest.mark.parametrize("answers", [True, False])
+def test_of_first_questions_side_by_side_one_that_fails_waits_for_the_others(answers: bool) -> None:
+    """Else a refusal that overtakes the first answer would end the night at its start."""
+    slow = Delay(1.0, Say(OBJECT) if answers else GONE)
+    outcomes: list[object] = []
+
+    def one(found: Relay) -> None:
+        try:
+            outcomes.append(found.next(make_briefing()))
+        except (UserError, ProposeFailed) as error:
+            outcomes.append(error)
+
+    with ScriptedModel([slow], then=GONE) as model:
+        found = relay_of([mind(model.base_url)], answered=False, deadline=10.0)
+        threads = [threading.Thread(target=one, args=(found,)) for _ in range(2)]
+        for thread in threads:
+            thread.start()
+            until_ = time.monotonic() + 5
+            while len(model.requests) < 1 and time.monotonic() < until_:
+                time.sleep(0.01)
+        for thread in threads:
+            thread.join(8)
+    if answers:
+        assert not any(isinstance(outcome, UserError) for outcome in outcomes), outcomes
+        assert sum(isinstance(outcome, Proposal) for outcome in outcomes) == 1
+    else:
+        assert [type(outcome) for outcome in outcomes] == [UserError, UserError]
+
+
 def test_a_passing_outage_is_waited_for_only_so_long() -> None:
     with ScriptedModel([], then=DOWN) as model:
         found = relay_of([mind(model.base_url)], outage_seconds=0.3)
