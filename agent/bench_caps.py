@@ -41,7 +41,8 @@ from agent.scripted import Delay, Fixed, ScriptedModel
 from agent.scripted import Say as Reply
 
 WITHIN, MISSES = CALIBRATED, 0.1
-"""What a calibrated forecast may be off by, and the share of campaigns in which it may be more all the same."""
+"""What a calibrated forecast may be off by, and the share of campaigns in which it may be more all the same; never in
+dollars."""
 SLACK_SECONDS = 1.0
 USD_PER_TOKEN = 1e-3
 GPU_HOUR = 100.0
@@ -158,7 +159,8 @@ def finding(found: list[dict[str, Any]]) -> Finding:
                    ("measure", "over by at most", "calibrated", "off, median", "off, at most", "beyond a fifth",
                     "at half-time, median"), rows,
                    ["over: 1 is the one run or question that may be in flight"],
-                   ok=not broken and max(beyond.values()) <= math.ceil(MISSES * len(calibrated)))
+                   ok=not broken and not beyond["usd"]
+                   and max(beyond.values()) <= math.ceil(MISSES * len(calibrated)))
 
 
 def measure(world: World, folder: Path, level: int) -> dict[str, Any]:
