@@ -29,7 +29,7 @@ from agent.patch import applied, chain
 from agent.policy import PatchRefused
 from agent.propose import proposal_id
 from agent.records import Candidate, Certification, Fault, Pair, Proposal, Result
-from agent.view import clean
+from agent.show.view import clean
 
 MACHINE_TRIES = 3
 """Starts of a run of several candidates that the machine may fail before the run counts as failed."""

@@ -2,7 +2,7 @@
 
 The target's start on several seeds, once more on the first of them and once for half the budget; a few real patches
 (idea cards) on the same seeds; with ``--long`` all of them at a second budget too. The training is that of
-``bench_ground.py``: it leaves nothing behind but prepared data.
+``ground.py``: it leaves nothing behind but prepared data.
 
 Does not cover: charging (a patch gets the same number of steps as the start, whatever a step of it costs) and audits.
 """
@@ -18,12 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from agent.bench_ground import STEPPED, Ground, Say, Wanted, open_ground
-from agent.bench_training import cards_of
 from agent.calibration import Kind, Reading, Setting, assess, duration
 from agent.config import Config
 from agent.errors import UserError
-from agent.ideas import Card
+from agent.ground import STEPPED, Ground, Say, Wanted, open_ground
+from agent.ideas import Card, cards_of
 from agent.resources import default_target
 from sandbox.job import Result
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from agent import evidence, power
-from agent.bench_training import deviation, paired
 from agent.config import Judge
-from agent.view import clean
+from agent.power import deviation, paired
+from agent.show.view import clean
 
 PAIRS = (3, 4, 5, 6, 8)
 POWER = 0.8

@@ -24,7 +24,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypedDict
 
-from agent import audits, gain, git, guards, merge, phases, recovery, report, runs
+from agent import audits, gain, git, guards, merge, recovery, report, runs
 from agent.bank import Bank
 from agent.bundles import Bundles
 from agent.config import Config
@@ -38,7 +38,6 @@ from agent.judge import estimate, rule_of
 from agent.ledger import Attempt, Clock, State, replay, utc_now
 from agent.measure import Slots, forget_weights, idle_cores
 from agent.needs import Need, Needs
-from agent.nightlog import Logged
 from agent.opening import Opened, Options, choose_folder, moved_branch, open_campaign
 from agent.patch import combine
 from agent.policy import PatchRefused
@@ -58,7 +57,9 @@ from agent.records import (
     Tier,
     Verdict,
 )
-from agent.screen import Observer
+from agent.show import phases
+from agent.show.nightlog import Logged
+from agent.show.screen import Observer
 from agent.single import Single
 from agent.spending import Spending, lost
 from agent.steering import Steering

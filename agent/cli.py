@@ -20,9 +20,10 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from agent import __version__, cli_steering, runs, view
+from agent import __version__, cli_steering, runs
 from agent.errors import UserError
 from agent.ledger import State, replay
+from agent.show import view
 
 if TYPE_CHECKING:
     from agent.campaign import Options
@@ -124,7 +125,7 @@ def status_command(name: NameArgument = "", as_json: JsonOption = False, folder:
 def log_command(name: NameArgument = "", folder: RunsOption = RUNS) -> None:
     """One line an attempt, newest last."""
     _, state = _load(folder, name)
-    from agent import audit_view
+    from agent.show import audit_view
     _print([*([view.log_line(row) for row in view.rows(state)] or ["no attempts yet"]), *view.revert_lines(state),
             *audit_view.lines(state)])
 
@@ -134,7 +135,7 @@ def show_command(wanted: Annotated[str, typer.Argument(metavar="ID", help="Id or
                  name: NameOption = "", folder: RunsOption = RUNS) -> None:
     """Everything on one attempt: hypothesis, diff, preflight, pairs, verdict, logs."""
     place, state = _load(folder, name)
-    from agent import audit_view
+    from agent.show import audit_view
     attempt = view.find(state, wanted)
     _print([*view.show_lines(state, attempt, str(place)), *audit_view.of_attempt(state, attempt)])
 
@@ -160,7 +161,7 @@ def prompt_command(
     preset: PresetOption = "", name: NameOption = "", as_json: JsonOption = False, folder: RunsOption = RUNS,
 ) -> None:
     """Print exactly what would be sent to a model for the next attempt of a run, or the first one on a target."""
-    from agent import prompt_view
+    from agent.show import prompt_view
     known = repo is None and (name or runs.names(folder))
     found = prompt_view.of_run(*_load(folder, name)) if known else prompt_view.of_target(_existing(repo), preset)
     _print([json.dumps(prompt_view.request(*found))] if as_json else prompt_view.lines(*found))
@@ -183,7 +184,8 @@ def trace_command(
     folder: RunsOption = RUNS,
 ) -> None:
     """Write the run as a trace for chrome://tracing or ui.perfetto.dev: slots, questions to the model, verdicts."""
-    from agent import ledger, trace
+    from agent import ledger
+    from agent.show import trace
     place = runs.resolve(folder, name)
     target = out or place / "trace.json"
     try:
@@ -242,9 +244,10 @@ def audit_command(
     """Close a finished run: take each merge out of the tip again, and remove what the tip can do without."""
     from rich.console import Console
 
-    from agent import audit_view, closing
+    from agent import closing
     from agent.opening import Options
-    from agent.screen import open_screen
+    from agent.show import audit_view
+    from agent.show.screen import open_screen
     place = runs.resolve(folder, name).resolve()
     if dry_run:
         drawn, most, _ = closing.dry(place, pairs)
@@ -269,13 +272,15 @@ def doctor_command(
     machines can, by jobs of a second. With --model: what the endpoint can do, and how it will be asked. Given a run
     (its name or folder): whether that is sound, and what the next start would mend.
     """
-    from agent import checkup, doctor, doctor_engine, doctor_model
+    from agent.doctor import checks, run_folder
+    from agent.doctor import engine as of_engine
+    from agent.doctor import model as of_model
     failed = False
-    run = checkup.find(folder, repo)
-    checks = (checkup.examine(run) if run else doctor_model.examine(repo, preset) if model else
-              doctor_engine.examine(engine, repo, folder, preset, slots) if engine else
-              doctor.examine(repo, folder, preset))
-    for check in checks:
+    run = run_folder.find(folder, repo)
+    found = (run_folder.examine(run) if run else of_model.examine(repo, preset) if model else
+             of_engine.examine(engine, repo, folder, preset, slots) if engine else
+             checks.examine(repo, folder, preset))
+    for check in found:
         _print([check.line()])
         failed = failed or check.state == "error"
     raise typer.Exit(1 if failed else 0)
@@ -354,9 +359,9 @@ def bench_command(context: typer.Context, name: Annotated[str, typer.Argument(he
 
     Further options go to it; `ratchet bench NAME -- --help` lists them.
     """
-    from agent import bench
+    from agent.bench import command
     with _end_like_ctrl_c():
-        raise typer.Exit(bench.run(name, as_json, context.args))
+        raise typer.Exit(command.run(name, as_json, context.args))
 
 
 cli_steering.add(app)
@@ -413,7 +418,7 @@ def _campaign(options: Options) -> None:
     from rich.console import Console
 
     from agent import campaign
-    from agent.screen import open_screen
+    from agent.show.screen import open_screen
     with open_screen(Console(highlight=False)) as screen, _end_like_ctrl_c():
         try:
             code = campaign.run(options, screen)

@@ -7,10 +7,11 @@ from typing import Annotated
 
 import typer
 
-from agent import runs, view
+from agent import runs
 from agent.errors import UserError
 from agent.ledger import State, replay
 from agent.records import OrderKind
+from agent.show import view
 
 RunsOption = Annotated[Path, typer.Option("--runs", metavar="DIR", help="Folder of the runs.")]
 NameArgument = Annotated[str, typer.Argument(metavar="NAME", help="Name of the run; the newest one if left out.",

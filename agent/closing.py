@@ -38,7 +38,7 @@ from agent.needs import Need, Needs
 from agent.opening import Options, reopen_finished
 from agent.patch import rebuilt
 from agent.records import Ablation, Closing, Examined, Gain, Merge, Pair, Plan, Result, Run
-from agent.screen import Observer
+from agent.show.screen import Observer
 from agent.site import Site
 from agent.sooner import sooner
 from sandbox import gpu

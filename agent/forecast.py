@@ -25,14 +25,14 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
-from agent import prices
 from agent.config import endpoint
 from agent.ledger import Ledger, Mark, State, seconds_between
+from agent.llm import prices
 from agent.propose import MODELS
-from agent.screen import Observer
+from agent.show.screen import Observer
+from agent.show.view import HOUR, forecast_line
 from agent.site import Site
 from agent.spending import REPORT, Spending
-from agent.view import HOUR, forecast_line
 
 ROUGH = 10
 """Attempts with a verdict from which a forecast rests on what candidates took."""

@@ -15,7 +15,7 @@ from agent.judge import Rule, estimate
 from agent.measure import forget_weights
 from agent.needs import Need
 from agent.records import Gain, Pair, Result
-from agent.screen import Observer
+from agent.show.screen import Observer
 
 FINAL_SEED = 1_000_000_007
 """Final seeds start here: never used to select."""

@@ -22,9 +22,10 @@ import urllib.error
 import urllib.request
 from typing import Any, Protocol
 
-from agent import config, view
+from agent import config
 from agent.ledger import State
-from agent.screen import Observer
+from agent.show import view
+from agent.show.screen import Observer
 
 WAITING = 200
 """News that may wait for a slow hook; more are dropped, and the note says so."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from agent import resources
 from agent.errors import UserError
 from agent.propose import proposal_id, tidy_title
 from agent.read import Briefing
@@ -105,3 +106,14 @@ def _proposal(card: Card, briefing: Briefing) -> Proposal:
         id=proposal_id(briefing.number, title), base=briefing.tip, title=title, hypothesis=card.mechanism.strip(),
         author="ideas", edits=tuple(Edit(edit.path, edit.search, edit.replace) for edit in card.edits),
         direction=card.direction, reference=card.reference, source=card.id)
+
+
+def cards_of(names: Sequence[str], folder: Path | None) -> list[Card]:
+    """The cards of ``folder``, or of the packaged book, by id. Raises UserError for one that is not there."""
+    book = {card.id: card for card in packaged_ideas(folder or resources.prompts() / "ideas")}
+    names = [name.strip() for name in names if name.strip()]
+    unknown = [name for name in names if name not in book]
+    if unknown or not names:
+        raise UserError(f"There is no card {unknown[0]!r}." if unknown else "--cards names no card.",
+                        f"Choose of: {', '.join(book)}.")
+    return [book[name] for name in dict.fromkeys(names)]

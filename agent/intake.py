@@ -14,9 +14,9 @@ from agent import git, scope
 from agent.court import Court, Trial
 from agent.court import Host as CourtHost
 from agent.drafts import Answer, Draft, Drafts, Refusal
-from agent.edit_modes import noted
 from agent.ledger import Attempt, State
-from agent.news import News
+from agent.llm.edit_modes import noted
+from agent.llm.news import News
 from agent.novelty import Novelty
 from agent.opening import FINITE
 from agent.patch import build

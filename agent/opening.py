@@ -15,7 +15,6 @@ from agent import (
     calls,
     engines,
     git,
-    minds,
     proposers,
     queue_patches,
     recovery,
@@ -29,9 +28,10 @@ from agent.config import Caps, Config, other_models
 from agent.errors import UserError
 from agent.ideas import packaged_ideas
 from agent.ledger import Clock, Ledger, State, replay
-from agent.news import News
+from agent.llm import minds
+from agent.llm.news import News
 from agent.propose import MODELS, Proposer
-from agent.screen import Observer
+from agent.show.screen import Observer
 from agent.site import Origin, Site
 from sandbox import box
 from sandbox.engine import Engine

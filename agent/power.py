@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 import math
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +26,41 @@ EXACT = 8
 """Ranks up to which all orders are counted (8! = 40,320); beyond it Student's approximation serves."""
 _CELLS = (np.arange(1000) + 0.5) / 1000
 """Midpoints over which the observed sd is averaged: right to 0.002 (tests/test_power.py)."""
+
+
+# --------------------------------------------------------------------------------------------------------- the pairs
+
+
+@dataclass(frozen=True, slots=True)
+class Paired:
+    """Variant against start on the same seeds: effects are variant minus start, in the metric's unit."""
+
+    n: int
+    effect: float | None
+    """Mean over the seeds; None without a good pair."""
+    error: float | None
+    """Standard error of the mean, sd / sqrt(n); None below two pairs."""
+    sd: float | None
+    """Standard deviation of one paired effect (n - 1)."""
+    correlation: float | None
+    """Pearson's, over seeds, between start and variant: near 1 is why pairs need fewer runs."""
+
+
+def paired(start: Sequence[float], variant: Sequence[float]) -> Paired:
+    """Summary of pairs that share their seed, in the same order."""
+    effects = [after - before for before, after in zip(start, variant, strict=True)]
+    sd = deviation(effects)
+    try:
+        correlation: float | None = statistics.correlation(start, variant)
+    except statistics.StatisticsError:  # fewer than two pairs, or one side without any spread
+        correlation = None
+    return Paired(len(effects), statistics.fmean(effects) if effects else None,
+                  None if sd is None else sd / math.sqrt(len(effects)), sd, correlation)
+
+
+def deviation(values: Sequence[float]) -> float | None:
+    """Sample standard deviation (n - 1), None below two values."""
+    return statistics.stdev(values) if len(values) > 1 else None
 
 
 # ---------------------------------------------------------------------------------------------------------- the test

@@ -2,7 +2,7 @@
 
 Start and tip, and with ``each`` the tip without each of its merges, run on the same seeds at both ends, which nothing
 used before, scored on the final split. What came of it is said by ``promotion.py`` and kept in the run's ledger. The
-training is that of ``bench_ground.py``, in the run's own folder: a job that was finished is found again by its whole
+training is that of ``ground.py``, in the run's own folder: a job that was finished is found again by its whole
 job file, so the command may be killed and repeated, with more pairs or another preset too.
 
 Does not cover: audits, charging at the other size (the tip gets the same share of the start's steps), and targets that
@@ -19,9 +19,9 @@ from typing import Any
 
 from agent import git, promotion, report, runs, site
 from agent.bank import Bank
-from agent.bench_ground import STEPPED, Ground
 from agent.config import Config
 from agent.errors import UserError
+from agent.ground import STEPPED, Ground
 from agent.judge import Rule
 from agent.ledger import Ledger, State
 from agent.measure import job_of

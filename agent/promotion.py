@@ -31,7 +31,7 @@ from agent import power
 from agent.evidence import quantile
 from agent.judge import Rule, estimate
 from agent.records import Estimate, Pair, Promotion, Transfer
-from agent.view import clean, span, transfer_line
+from agent.show.view import clean, span, transfer_line
 
 KEPT = 0.5
 

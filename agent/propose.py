@@ -1,4 +1,4 @@
-"""What every proposer promises. They are models (llm.py, several as one in relay.py), an
+"""What every proposer promises. They are models (llm/proposer.py, several as one in llm/relay.py), an
 optimiser of constants (search.py), both by turns, the idea book (ideas.py), and the user's patch files
 (queue_patches.py).
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from typing import Protocol
 
-from agent.quote import one_line
+from agent.llm.quote import one_line
 from agent.read import Briefing
 from agent.records import Cost, Proposal, Said
 

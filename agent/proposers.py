@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Literal
 from urllib.parse import urlsplit
 
-from agent import config, minds
-from agent.breaker import Breaker
-from agent.endpoint import Endpoint
+from agent import config
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas
-from agent.llm import LlmProposer
-from agent.news import News
+from agent.llm import minds
+from agent.llm.breaker import Breaker
+from agent.llm.endpoint import Endpoint
+from agent.llm.news import News
+from agent.llm.proposer import LlmProposer
+from agent.llm.quote import shown_url
+from agent.llm.relay import Mind, Relay
+from agent.llm.review import Reviewer
 from agent.propose import Proposer
-from agent.quote import shown_url
-from agent.relay import Mind, Relay
-from agent.review import Reviewer
 
 Wanted = Literal["auto", "hybrid", "llm", "search", "random", "ideas"]
 _OPENAI = "https://api.openai.com/v1"
@@ -71,8 +72,8 @@ def open_proposer(choice: Choice, model: config.Model, prompts: Path, seed: int,
                   record: Callable[[], Mapping[str, minds.Account]] = dict) -> Proposer:
     """The proposer of ``choice``. ``prompts`` holds the templates and ``ideas/``; ``done``: cards already attempted.
 
-    A model comes with what goes on without it (relay.py): ``others``, the models of [[models]]; then the idea book and
-    ``stand_ins``. ``answered``: the endpoint has answered in this campaign before, so that a refused key now is no
+    A model comes with what goes on without it (llm/relay.py): ``others``, the models of [[models]]; then the idea book
+    and ``stand_ins``. ``answered``: the endpoint has answered in this campaign before, so that a refused key now is no
     error to stop at. ``news``: where it is told who is down and who is back; ``record``: what each model has gained.
 
     ``sleep`` waits between tries; give one that ends early when the user stops the campaign.

@@ -13,8 +13,8 @@ from unidiff.errors import UnidiffParseError
 from unidiff.patch import PatchSet
 
 from agent.errors import UserError
+from agent.llm.quote import plain
 from agent.propose import proposal_id, tidy_title
-from agent.quote import plain
 from agent.read import Briefing
 from agent.records import Proposal
 

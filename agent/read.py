@@ -2,7 +2,7 @@
 
 A briefing holds source text, titles, outcomes and effects rounded to three decimals. It never holds training data,
 held-out text, a score of the confirm or final split, or a key. ``prompts/README.md`` says what of it leaves the
-machine. It holds more than one prompt can show: messages.py picks what fits the budget of tokens.
+machine. It holds more than one prompt can show: llm/messages.py picks what fits the budget of tokens.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ import statistics
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from agent import edit_modes, incumbent, predictions
+from agent.briefing import incumbent, predictions
+from agent.briefing.directions import Tally, Tried, tallies
+from agent.briefing.plateau import Plateau, watch
 from agent.config import Config
-from agent.directions import Tally, Tried, tallies
 from agent.ledger import Attempt, State
-from agent.plateau import Plateau, watch
-from agent.quote import one_line, quoted, rounded
+from agent.llm import edit_modes
+from agent.llm.quote import one_line, quoted, rounded
 from agent.records import Outcome, Stage, Tier, Verdict
 from agent.wishes import wishes
 

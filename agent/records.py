@@ -62,7 +62,8 @@ class Said:
 
 @dataclass(frozen=True, slots=True)
 class Prediction:
-    """What a model says of its proposal before it is tried; scored against what came of it (agent/predictions.py)."""
+    """What a model says of its proposal before it is tried; scored against what came of it
+    (briefing/predictions.py)."""
 
     low: float | None = None
     high: float | None = None

@@ -10,9 +10,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from agent import audit_view, guards, phases, view
+from agent import guards
 from agent.ledger import State
 from agent.records import Revert
+from agent.show import audit_view, phases, view
 from sandbox import box
 from sandbox.job import write_atomically
 
@@ -29,7 +30,7 @@ _TIER = {
 
 def write(state: State, folder: Path) -> Path:
     """Write both files under ``folder/report`` and return the page's path. Overwrites older ones."""
-    from agent import plot  # matplotlib takes longer to import than a killed campaign to go on
+    from agent.show import plot  # matplotlib takes longer to import than a killed campaign to go on
 
     report = folder / "report"
     report.mkdir(parents=True, exist_ok=True)

@@ -31,11 +31,11 @@ from agent import git, merge
 from agent.court import Conclusion, Court, Trial
 from agent.errors import UserError
 from agent.ledger import Attempt, Clock, Ledger, State, utc_now
+from agent.llm.quote import one_line
 from agent.patch import rebuilt
 from agent.propose import MODELS
-from agent.quote import one_line
 from agent.records import Merge, Order, OrderKind, Removal, Revert
-from agent.screen import Observer
+from agent.show.screen import Observer
 from agent.site import Site
 
 FILE = "orders.jsonl"

@@ -3,8 +3,8 @@
     python -m tests.collect_replies BASE_URL MODEL OUT.jsonl MINUTES [SKIP]
 
 One line a reply: where it came from (model, source, way of asking, temperature), and the text as it came. Sources are
-the folders of tests/data/replies/sources. Ways: the modes of agent/edit_modes.py, and ``json, unconstrained``, which
-asks for JSON without a response format, as an endpoint that knows none would be asked. Labels are not made here.
+the folders of tests/data/replies/sources. Ways: the modes of agent/llm/edit_modes.py, and ``json, unconstrained``,
+which asks for JSON without a response format, as an endpoint that knows none would be asked. Labels are not made here.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from agent import config
-from agent.edit_modes import EXPECTED, Mode
-from agent.endpoint import Endpoint
-from agent.messages import Prompts, schema
+from agent.llm.edit_modes import EXPECTED, Mode
+from agent.llm.endpoint import Endpoint
+from agent.llm.messages import Prompts, schema
 from agent.read import Briefing, HistoryLine
 
 HERE = Path(__file__).parent

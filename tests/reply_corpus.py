@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from agent import config, git, git_trees, patch
-from agent.parse_reply import Problem, parse_reply
+from agent.llm.parse_reply import Problem, parse_reply
 from agent.patch import PatchRefused
 from agent.records import Proposal
 

@@ -13,11 +13,12 @@ from typing import Any
 import pytest
 from sandbox_world import FAKE, SERVE, alive
 
-from agent import bench, bench_machine, bench_training, bench_weigh
-from agent.bench_ground import Ground, Wanted, open_ground
+from agent import ideas, power
+from agent.bench import command, machine, weigh
 from agent.cli import edge
 from agent.errors import UserError
 from agent.git_trees import import_folder
+from agent.ground import Ground, Wanted, open_ground
 from sandbox import box
 
 TRAIN = """
@@ -102,7 +103,7 @@ def arguments(world: Path, *more: str) -> list[str]:
 
 def measure(world: Path, capsys: pytest.CaptureFixture[str], name: str, *more: str) -> dict[str, Any]:
     """The JSON object of a bench on the tiny target; it leaves nothing but prepared data."""
-    assert bench.run(name, True, arguments(world, *more)) == 0
+    assert command.run(name, True, arguments(world, *more)) == 0
     assert [path.name for path in (world / "runs").iterdir()] == [".data"]
     found = json.loads(capsys.readouterr().out)
     assert found["bench"] == name
@@ -110,7 +111,7 @@ def measure(world: Path, capsys: pytest.CaptureFixture[str], name: str, *more: s
 
 
 def ground(world: Path, slots: int, say: Any = lambda line: None) -> Any:
-    options = bench.parser("mfu", bench.BENCHES["mfu"]).parse_args(arguments(world))
+    options = command.parser("mfu", command.BENCHES["mfu"]).parse_args(arguments(world))
     return open_ground(options, "test", say, slots)
 
 
@@ -118,8 +119,8 @@ def ground(world: Path, slots: int, say: Any = lambda line: None) -> Any:
 
 def test_an_unknown_name_lists_the_known_ones() -> None:
     with pytest.raises(UserError) as caught:
-        bench.run("speed", False, [])
-    for name, known in bench.BENCHES.items():
+        command.run("speed", False, [])
+    for name, known in command.BENCHES.items():
         assert f"{name}: {known.about}" in str(caught.value)
 
 
@@ -133,7 +134,7 @@ def test_an_unknown_name_lists_the_known_ones() -> None:
 ])
 def test_wrong_options_are_one_line_with_the_usage(name: str, options: list[str], says: str) -> None:
     with pytest.raises(UserError) as caught:
-        bench.run(name, False, options)
+        command.run(name, False, options)
     assert says in caught.value.problem and caught.value.mend.startswith(f"usage: ratchet bench {name} ")
     assert "\n" not in str(caught.value)
 
@@ -148,23 +149,23 @@ def test_the_command_line_hands_options_over(tmp_path: Path, capsys: pytest.Capt
 
 def test_an_unknown_card_and_a_missing_repo_are_named(world: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"There is no card 'nosuch'\. Choose of: blunter, broken, sharper, unmixed"):
-        bench.run("effects", False, arguments(world, "--ideas", str(world / "ideas"), "--cards", "sharper,nosuch"))
+        command.run("effects", False, arguments(world, "--ideas", str(world / "ideas"), "--cards", "sharper,nosuch"))
     with pytest.raises(UserError, match="does not exist"):
-        bench.run("noise", False, ["--repo", str(tmp_path / "gone"), "--runs", str(tmp_path / "runs")])
+        command.run("noise", False, ["--repo", str(tmp_path / "gone"), "--runs", str(tmp_path / "runs")])
     assert list((tmp_path / "runs").iterdir()) == []
 
 
 # --------------------------------------------------------------------------------------------------------- statistics
 
 def test_paired_is_the_textbook_statistic() -> None:
-    found = bench_training.paired([1.0, 2.0, 3.0], [0.9, 1.7, 2.8])
+    found = power.paired([1.0, 2.0, 3.0], [0.9, 1.7, 2.8])
     assert found.n == 3
     assert (found.effect, found.sd, found.error) == pytest.approx((-0.2, 0.1, 0.1 / math.sqrt(3)))
     assert found.correlation == pytest.approx(statistics.correlation([1, 2, 3], [0.9, 1.7, 2.8]))
-    assert bench_training.paired([1.0, 1.0], [0.5, 0.7]).correlation is None
-    alone = bench_training.paired([1.0], [0.5])
+    assert power.paired([1.0, 1.0], [0.5, 0.7]).correlation is None
+    alone = power.paired([1.0], [0.5])
     assert (alone.effect, alone.sd, alone.error, alone.correlation) == (-0.5, None, None, None)
-    assert bench_training.paired([], []).effect is None
+    assert power.paired([], []).effect is None
 
 
 # ------------------------------------------------------------------------------------------------------------ effects
@@ -188,8 +189,8 @@ def test_effects_of_cards_and_of_their_sum(world: Path, capsys: pytest.CaptureFi
 
 
 def test_a_variant_that_crashes_is_a_fault_and_no_pair(world: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.run("effects", False, arguments(world, "--ideas", str(world / "ideas"), "--cards", "broken", "--seeds",
-                                                 "1", "--steps", "2", "--split", "val")) == 0
+    assert command.run("effects", False, arguments(world, "--ideas", str(world / "ideas"), "--cards", "broken",
+                                                 "--seeds", "1", "--steps", "2", "--split", "val")) == 0
     printed = capsys.readouterr()
     assert "broken failed on seed 1 (crash): " in printed.out and "ZeroDivisionError" in printed.out
     row = next(line for line in printed.out.splitlines() if line.startswith("│ broken"))
@@ -200,9 +201,9 @@ def test_a_variant_that_crashes_is_a_fault_and_no_pair(world: Path, capsys: pyte
 def test_cards_that_exclude_each_other_have_no_sum(world: Path) -> None:
     both = ["--ideas", str(world / "ideas"), "--cards", "sharper,blunter", "--seeds", "1"]
     with pytest.raises(UserError, match=r"Card blunter does not apply on the cards before it.*--apart"):
-        bench.run("effects", True, arguments(world, *both, "--together"))
+        command.run("effects", True, arguments(world, *both, "--together"))
     with ground(world, 1) as place:
-        book = bench_training.cards_of(["sharper", "blunter"], world / "ideas")
+        book = ideas.cards_of(["sharper", "blunter"], world / "ideas")
         apart = {place.variant([card], place.start) for card in book}
         assert len(apart) == 2 and place.start not in apart
 
@@ -211,7 +212,7 @@ def test_cards_that_exclude_each_other_have_no_sum(world: Path) -> None:
 
 @pytest.mark.parametrize("cards", [1, 3, 7, 10, 15])
 def test_a_design_has_each_card_on_in_half_of_its_rows_and_none_in_the_first(cards: int) -> None:
-    rows = bench_weigh.design(cards)
+    rows = weigh.design(cards)
     assert len(rows) > cards and not any(rows[0])
     for one in range(cards):
         assert sum(row[one] for row in rows) == len(rows) / 2
@@ -255,7 +256,7 @@ def test_startup_tells_the_parts(world: Path, capsys: pytest.CaptureFixture[str]
     assert found["rest_seconds"] == pytest.approx(found["first_request_seconds"] - found["import_seconds"])
     assert 0 < found["plain_ms"] < 1000 * found["whole_seconds"] and found["box_ms"] > 0
     with pytest.raises(UserError, match=r"python -c import nosuchmodule failed in a box of level \d: ModuleNotFound"):
-        bench.run("startup", True, arguments(world, "--tries", "1", "--module", "nosuchmodule"))
+        command.run("startup", True, arguments(world, "--tries", "1", "--module", "nosuchmodule"))
 
 
 def test_starts_compare_cold_and_warm(world: Path) -> None:
@@ -263,7 +264,7 @@ def test_starts_compare_cold_and_warm(world: Path) -> None:
         config = place.site.config
         train = config.train.model_copy(update={"warm": ["statistics", "json"]})
         place.site = dataclasses.replace(place.site, config=config.model_copy(update={"train": train}))
-        found = bench_machine.starts(place, box.probe(1), 1)
+        found = machine.starts(place, box.probe(1), 1)
         assert found["same_weights"] and (found["cold"]["boxes"], found["warm"]["boxes"]) == (0, 2)
         assert found["warm"]["startup_cpu_seconds"] < found["cold"]["startup_cpu_seconds"]
         assert 0 < found["warm"]["first_batch_seconds"] < found["warm"]["first_step_seconds"] < found["warm"]["seconds"]
@@ -274,7 +275,7 @@ def test_starts_compare_cold_and_warm(world: Path) -> None:
 # --------------------------------------------------------------------------------------------------------- box and mfu
 
 def test_box_measures_the_levels_that_hold(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.run("box", True, ["--tries", "2", "--runs", str(tmp_path)]) == 0
+    assert command.run("box", True, ["--tries", "2", "--runs", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     levels = [row["level"] for row in found["levels"]]
     assert levels[0] == 0 and levels[-1] == int(box.probe()) and levels == sorted(levels)
@@ -285,10 +286,10 @@ def test_box_measures_the_levels_that_hold(tmp_path: Path, capsys: pytest.Captur
 
 
 def test_mfu_without_a_gpu_says_so(world: Path) -> None:
-    if bench_machine.gpus():
+    if machine.gpus():
         pytest.skip("this machine has a GPU")
     with pytest.raises(UserError, match="needs an NVIDIA GPU"):
-        bench.run("mfu", False, arguments(world))
+        command.run("mfu", False, arguments(world))
 
 
 def test_model_flops_are_counted_from_the_weights() -> None:
@@ -297,19 +298,19 @@ def test_model_flops_are_counted_from_the_weights() -> None:
               "unembedding.weight": [vocab, width], "residual_weights": [layers]}
     for i in range(layers):
         shapes |= {f"blocks.{i}.attention.qkv.weight": [3 * width, width], f"blocks.{i}.mlp.fc.weight": [32, width]}
-    size = bench_machine.model_size(shapes)
+    size = machine.model_size(shapes)
     assert size == (vocab * width + layers * (3 * width * width + 32 * width), layers, width)
-    assert bench_machine.flops_per_token(*size, sequence=16) == 6 * size[0] + 12 * layers * width * 16
+    assert machine.flops_per_token(*size, sequence=16) == 6 * size[0] + 12 * layers * width * 16
     with pytest.raises(UserError, match=r"blocks\.N"):
-        bench_machine.model_size({"table": [4, 4]})
+        machine.model_size({"table": [4, 4]})
 
 
 def test_utilisation_takes_the_difference_of_two_runs(world: Path) -> None:
     place: Ground
     with ground(world, 1) as place:
-        found = bench_machine.utilisation(place, 2, 302, 3, peak_tflops=1e-6)  # far above what a busy machine adds
+        found = machine.utilisation(place, 2, 302, 3, peak_tflops=1e-6)  # far above what a busy machine adds
         with pytest.raises(UserError, match="must have more steps"):
-            bench_machine.utilisation(place, 20, 20, 1, 989.0)
+            machine.utilisation(place, 20, 20, 1, 989.0)
     assert (found["matrix_parameters"], found["layers"], found["width"], found["sequence"]) == (32 * 32, 2, 32, 24)
     assert found["tokens_per_step"] == 4 * 24 and 0 < found["step_ms"] < 200
     assert found["flops_per_token"] == 6 * 1024 + 12 * 2 * 32 * 24
@@ -355,7 +356,7 @@ def test_uncommitted_changes_are_told_and_not_measured(world: Path) -> None:
 @pytest.mark.timeout(600)
 def test_a_warm_start_of_the_default_target_is_quick_and_the_same(tmp_path: Path,
                                                                   capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.run("startup", True, ["--preset", "cpu", "--tries", "1", "--runs", str(tmp_path)]) == 0
+    assert command.run("startup", True, ["--preset", "cpu", "--tries", "1", "--runs", str(tmp_path)]) == 0
     levels = json.loads(capsys.readouterr().out)["levels"]
     assert levels and all(found["same_weights"] and found["warm"]["boxes"] == 2 for found in levels)
     assert max(found["warm"]["startup_cpu_seconds"] for found in levels) < 0.5
@@ -366,7 +367,7 @@ def test_a_warm_start_of_the_default_target_is_quick_and_the_same(tmp_path: Path
 @pytest.mark.timeout(600)
 def test_effects_on_the_default_target(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The card of a planted oversight, by the packaged names, through the whole default target."""
-    assert bench.run("effects", True, ["--preset", "cpu", "--cards", "larger-unembedding-rate", "--seeds", "1",
+    assert command.run("effects", True, ["--preset", "cpu", "--cards", "larger-unembedding-rate", "--seeds", "1",
                                        "--steps", "40", "--runs", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["variants"][0]["effect"] < 0 and found["start"]["values"]["final"][0] < 6
@@ -376,7 +377,7 @@ def test_effects_on_the_default_target(tmp_path: Path, capsys: pytest.CaptureFix
 @pytest.mark.timeout(600)
 def test_the_audit_finds_cheats_on_the_default_target_and_leaves_honest_models_alone(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.run("audit", True, ["--preset", "cpu", "--cheats", "selective,weak,state", "--seeds", "1", "--steps",
+    assert command.run("audit", True, ["--preset", "cpu", "--cheats", "selective,weak,state", "--seeds", "1", "--steps",
                                      "30", "--honest", "3", "--runs", str(tmp_path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert {name: row["found"] for name, row in found["cheats"].items()} == {"selective": 1, "weak": 1, "state": 1}

@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from agent import bench, bench_llm, tiny
-from agent.llm_faults import classes
+from agent import tiny
+from agent.bench import command, llm
+from agent.bench.llm_faults import classes
 
 
 def run(tmp_path: Path, capsys: pytest.CaptureFixture[str], *options: str) -> tuple[int, dict[str, dict[str, object]]]:
-    code = bench.run("llm-faults", True, ["--runs", str(tmp_path), *options])
+    code = command.run("llm-faults", True, ["--runs", str(tmp_path), *options])
     return code, json.loads(capsys.readouterr().out)["classes"]
 
 
@@ -36,7 +37,7 @@ def test_a_key_that_expires_no_endpoint_and_a_reply_too_large(
 
 def test_the_bench_can_fail(
         tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench_llm, "SLACK", -bench_llm.DEADLINE)
+    monkeypatch.setattr(llm, "SLACK", -llm.DEADLINE)
     code, found = run(tmp_path, capsys, "--only", "503")
     assert code == 1 and "a question took" in str(found["503"]["detail"])
 
@@ -48,16 +49,16 @@ def test_a_key_in_a_file_or_at_the_wrong_endpoint_is_found(tmp_path: Path) -> No
     (tmp_path / "made" / ".git").rename(tmp_path / "run" / "repo.git")
     (tmp_path / "run" / "night.log").write_text("sk-canary-2")
     keys = ("sk-canary-1", "sk-canary-2")
-    leaks = bench_llm._leaks(tmp_path / "run", "nothing", keys)
+    leaks = llm._leaks(tmp_path / "run", "nothing", keys)
     assert {"night.log", "commits"} <= set(leaks)
-    assert bench_llm._crossed([[({"authorization": "sk-canary-2"}, "")], [({}, "sk-canary-2")]], keys) == [
+    assert llm._crossed([[({"authorization": "sk-canary-2"}, "")], [({}, "sk-canary-2")]], keys) == [
         "headers 1", "prompt 2"]
 
 
 @pytest.mark.slow
 def test_an_outage_leaves_the_slot_busy_and_the_model_comes_back(
         tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = bench.run("pipeline", True, ["--runs", str(tmp_path), "--reply", "1", "--train", "2", "--candidates", "34",
+    code = command.run("pipeline", True, ["--runs", str(tmp_path), "--reply", "1", "--train", "2", "--candidates", "34",
                                         "--outage", "30"])
     found = json.loads(capsys.readouterr().out)
     assert found["returned"] and found["fallback_candidates"] > 5 and found["outage_busy"] > 0.5, found

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 
-from agent.bench_memory import NOTICED, Campaign, Record, Task, misses, play, summary
-from agent.directions import DIRECTIONS
+from agent.bench.memory import NOTICED, Campaign, Record, Task, misses, play, summary
+from agent.briefing.directions import DIRECTIONS
 
 
 def test_a_campaign_of_700_attempts_repeats_nothing_and_notices_its_plateau() -> None:

@@ -9,9 +9,9 @@ import statistics
 
 import pytest
 
-from agent import bench, bench_policy
-from agent.bench_policy import Record, Task, play
-from agent.bench_worlds import REGIMES, World
+from agent.bench import command, policy
+from agent.bench.policy import Record, Task, play
+from agent.bench.worlds import REGIMES, World
 from agent.cli import edge
 from agent.errors import UserError
 from agent.gate import Settings
@@ -22,7 +22,7 @@ GREEDY = {"easy": 279, "h100": 237, "real": 163, "hard": 36}
 
 
 def told(capsys: pytest.CaptureFixture[str], *options: str) -> dict[str, object]:
-    bench.run("policy", True, ["--jobs", "1", *options])
+    command.run("policy", True, ["--jobs", "1", *options])
     found: dict[str, object] = json.loads(capsys.readouterr().out)
     return found
 
@@ -81,7 +81,7 @@ def test_a_a_tells_the_share_of_campaigns_that_merge(capsys: pytest.CaptureFixtu
 
 
 def test_a_quick_bench_ends_to_end_for_a_person(capsys: pytest.CaptureFixture[str]) -> None:
-    assert bench.run("policy", False, ["--quick", "--campaigns", "6", "--regime", "easy", "--jobs", "1"]) == 0
+    assert command.run("policy", False, ["--quick", "--campaigns", "6", "--regime", "easy", "--jobs", "1"]) == 0
     shown = capsys.readouterr().out
     assert "easy default" in shown and "no target was missed" in shown
 
@@ -91,12 +91,12 @@ def test_a_default_that_earns_nothing_misses_its_targets(monkeypatch: pytest.Mon
     poor = Record(1.0, 3.0, 700, 500, 1, 1, 4, 4, 1, 0)
     rich = dataclasses.replace(poor, gain=200.0)
     # The policies are replaced, not the bench: a gate that is poor by design is not to be had.
-    monkeypatch.setattr(bench_policy, "play", lambda task: dataclasses.replace(
+    monkeypatch.setattr(policy, "play", lambda task: dataclasses.replace(
         poor if task.policy == "default" else rich, gain=(1.0 if task.policy == "default" else 200.0) + task.seed % 3))
     options = ["--campaigns", "9", "--regime", "real", "--policies", "default,greedy", "--jobs", "1", "--quick"]
-    assert bench.run("policy", True, options) == 1
+    assert command.run("policy", True, options) == 1
     assert any("true gain / greedy" in line for line in json.loads(capsys.readouterr().out)["missed"])
-    assert bench.run("policy", True, [*options, "--aa"]) == 1
+    assert command.run("policy", True, [*options, "--aa"]) == 1
 
 
 def test_side_by_side_runs_cost_little() -> None:
@@ -108,10 +108,10 @@ def test_side_by_side_runs_cost_little() -> None:
 
 def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError, match="there is no 'moon'"):
-        bench.run("policy", True, ["--regime", "moon"])
+        command.run("policy", True, ["--regime", "moon"])
     assert edge(["bench", "policy", "--policies", "luck"]) != 0
     assert "luck" in capsys.readouterr().err
 
 
 def test_the_default_is_the_shipped_gate() -> None:
-    assert bench_policy.POLICIES[0] == "default" and Settings().gear == "auto"
+    assert policy.POLICIES[0] == "default" and Settings().gear == "auto"

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from agent import bench, knobs
-from agent.bench_known import SEEDS, Bank
-from agent.bench_proposers import PLANTED, Player, Replies, mended
+from agent import knobs
+from agent.bench import command
+from agent.bench.known import SEEDS, Bank
+from agent.bench.proposers import PLANTED, Player, Replies, mended
 from agent.errors import UserError
 from agent.ledger import State
 from agent.propose import ProposeFailed
@@ -82,11 +83,11 @@ def test_a_reply_without_an_edit_is_invalid_and_the_replies_end() -> None:
 @pytest.mark.parametrize("given", [["--only", "magic"], ["--only", "hybrid", "--replies", "none.jsonl"]])
 def test_wrong_options_are_one_line(given: list[str]) -> None:
     with pytest.raises(UserError):
-        bench.run("proposers", True, given)
+        command.run("proposers", True, given)
 
 
 def test_the_kept_replies_of_a_model_can_be_read() -> None:
-    options = bench.parser("proposers", bench.BENCHES["proposers"]).parse_args([])
+    options = command.parser("proposers", command.BENCHES["proposers"]).parse_args([])
     replies = Replies([json.loads(line) for line in options.replies.read_text(encoding="utf-8").splitlines()])
     files = target() | {"optim.py": (default_target() / "optim.py").read_text(encoding="utf-8")}
     usable, useless = 0, 0
@@ -100,5 +101,5 @@ def test_the_kept_replies_of_a_model_can_be_read() -> None:
 
 
 def test_options_are_listed() -> None:
-    made = bench.parser("proposers", bench.BENCHES["proposers"]).parse_args(["--quick", "--seeds", "3"])
+    made = command.parser("proposers", command.BENCHES["proposers"]).parse_args(["--quick", "--seeds", "3"])
     assert made.quick and made.seeds == 3 and json.dumps(made.only) == '""'

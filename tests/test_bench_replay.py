@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from agent import bench, bench_replay
+from agent.bench import command, replay
 from agent.config import Judge
 from agent.errors import UserError
 from agent.judge import rule_of
@@ -21,12 +21,13 @@ VISIBLE = ("larger-unembedding-rate", "gentler-matrix-rate", "longer-adam-memory
 
 @pytest.fixture(scope="module")
 def found() -> Any:
-    options = bench.parser("replay", bench.BENCHES["replay"]).parse_args(["--bank", str(BANK), "--campaigns", "200"])
-    return bench_replay.replay(options, lambda line: None).facts
+    parser = command.parser("replay", command.BENCHES["replay"])
+    options = parser.parse_args(["--bank", str(BANK), "--campaigns", "200"])
+    return replay.replay(options, lambda line: None).facts
 
 
 def test_the_bank_is_whole() -> None:
-    kept = bench_replay.read(BANK)
+    kept = replay.read(BANK)
     assert len(kept.start) == 24 and list(kept.kinds.values()).count("null") == 8 and set(VISIBLE) < set(kept.kinds)
 
 
@@ -52,10 +53,10 @@ def test_a_greedy_loop_on_the_same_runs_keeps_nulls_and_claims_too_much(found: A
 
 
 def test_the_order_of_arms_in_the_file_does_not_matter() -> None:
-    kept = bench_replay.read(BANK)
+    kept = replay.read(BANK)
     rule = rule_of(Judge(looks=[3, 5, 8]), "min", True)
-    first = bench_replay.campaign(kept, rule, random.Random(5))
-    assert first == bench_replay.campaign(kept, rule, random.Random(5)) and set(first) == set(kept.kinds)
+    first = replay.campaign(kept, rule, random.Random(5))
+    assert first == replay.campaign(kept, rule, random.Random(5)) and set(first) == set(kept.kinds)
     assert all(arm["runs"] <= 2 + 2 * 8 for arm in first.values())
 
 
@@ -64,4 +65,4 @@ def test_a_file_that_is_no_bank_is_one_line(tmp_path: Path) -> None:
     for text in ("[]", "{", '{"arms": {}}', json.dumps({"arms": {"start": {"kind": "start", "runs": []}}})):
         file.write_text(text, encoding="utf-8")
         with pytest.raises(UserError):
-            bench_replay.read(file)
+            replay.read(file)

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from agent import bench
-from agent.bench_soak import FAULTS, MOODS, _quarters
-from agent.scripted import Say
+from agent.bench import command
+from agent.bench.soak import FAULTS, MOODS, _quarters
+from agent.llm.scripted import Say
 
 
 def test_a_leak_shows_between_the_quarters() -> None:
@@ -25,7 +25,7 @@ def test_every_fault_is_one_of_the_worlds_or_a_mood_of_the_model() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_a_short_night_with_faults_is_sound(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    code = bench.run("soak", True, ["--minutes", "3", "--every", "6", "--runs", str(tmp_path / "runs")])
+    code = command.run("soak", True, ["--minutes", "3", "--every", "6", "--runs", str(tmp_path / "runs")])
     found = json.loads(capsys.readouterr().out)
     assert code == 0, found
     assert sum(found["faults"].values()) >= 10 and found["runs"] > 5 and found["audit"] == 0

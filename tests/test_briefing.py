@@ -15,15 +15,16 @@ from hypothesis import strategies as st
 from test_llm import make_proposer
 from test_propose import CONFIG, FILES, OBJECT, make_briefing, parsed
 
-from agent import cli, codemap, incumbent, ledger, tiny
-from agent.codemap import fit, outline, rank, tokens
-from agent.messages import SHRINKS, Prompts, focus
-from agent.notebook import make
-from agent.plateau import QUESTIONS, Plateau
-from agent.predictions import Outcome, Prediction, read, score, told
+from agent import cli, ledger, tiny
+from agent.briefing import codemap, incumbent
+from agent.briefing.codemap import fit, outline, rank, tokens
+from agent.briefing.notebook import make
+from agent.briefing.plateau import QUESTIONS, Plateau
+from agent.briefing.predictions import Outcome, Prediction, read, score, told
+from agent.llm.messages import SHRINKS, Prompts, focus
+from agent.llm.scripted import Say, ScriptedModel
 from agent.read import Briefing, HistoryLine, Lines, brief
 from agent.records import Cost, Estimate, Merge, Pair, Proposal, Result, Run, Verdict, to_json
-from agent.scripted import Say, ScriptedModel
 from sandbox.job import Score
 
 PROMPTS = Prompts(Path(__file__).parents[1] / "prompts")

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from agent import calibrate, calibration, evidence, power, tiny
-from agent.bench_training import cards_of
 from agent.calibration import Reading, Setting
 from agent.cli import edge
 from agent.config import Judge
+from agent.ideas import cards_of
 from agent.resources import prompts
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,12 +21,13 @@ from typing import Any
 
 import pytest
 
-from agent import checkup, cli, git, tiny
-from agent.edit_modes import EXPECTED
+from agent import cli, git, tiny
+from agent.doctor import run_folder
 from agent.ledger import Attempt, State, events, replay
+from agent.llm.edit_modes import EXPECTED
+from agent.llm.scripted import Delay, Fixed, Say, ScriptedModel, Status
 from agent.recompute import recompute
 from agent.records import Edit
-from agent.scripted import Delay, Fixed, Say, ScriptedModel, Status
 from tests.sandbox_world import alive
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -625,7 +626,7 @@ def test_a_disk_that_fills_at_any_stage_loses_nothing(tmp_path: Path, edge: Any,
         if code == 0:
             break
         assert len(err.splitlines()) == 1 and "disk" in err.lower(), (left_kb, out, err)
-        assert all(checkup.tally(path).problems == () for path in began), left_kb
+        assert all(run_folder.tally(path).problems == () for path in began), left_kb
         reached = replay(began[0] / "ledger.jsonl")[0] if began else None
         stages["measured" if reached and reached.results else "begun" if reached else "before"] += 1
         finished = reached is not None and reached.phase == "finished"

@@ -15,16 +15,16 @@ from typing import Any
 
 import pytest
 
-from agent import prices
 from agent.campaign import Campaign
 from agent.config import Caps, Model, parse
 from agent.errors import UserError
 from agent.forecast import forecast, scatter
 from agent.ledger import Mark
+from agent.llm import prices
 from agent.records import Cost, Proposal, Result, Run, Verdict
+from agent.show.view import forecast_line
 from agent.site import Site, until_time
 from agent.spending import Spending, audit_runs, parse_caps
-from agent.view import forecast_line
 from sandbox.job import Score
 from tests.night import Night
 from tests.test_campaign import environment, ratchet, serving

@@ -15,9 +15,11 @@ import pytest
 from rich.console import Console
 from typer.testing import CliRunner
 
-from agent import __version__, cli, doctor, git, git_trees, runs, screen, tiny
+from agent import __version__, cli, git, git_trees, runs, tiny
+from agent.doctor import checks as doctor
 from agent.ledger import State
 from agent.records import Merge, Verdict
+from agent.show import screen
 from sandbox.job import Progress
 from tests.night import Night, whole_night
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from agent.directions import DIRECTIONS, UNIFORM, Tally, Tried, canonical, choose, tallies
-from agent.plateau import EACH, LONGEST, SHORTEST, watch
+from agent.briefing.directions import DIRECTIONS, UNIFORM, Tally, Tried, canonical, choose, tallies
+from agent.briefing.plateau import EACH, LONGEST, SHORTEST, watch
 
 ONE = st.builds(Tried, st.sampled_from(DIRECTIONS), st.one_of(st.just(0.0), st.floats(1e-4, 1.0)), st.floats(1, 12))
 MANY = st.lists(ONE, max_size=60)

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from agent import cli, config, tiny
-from agent.doctor import Check
-from agent.doctor_model import probe, stated_context
-from agent.endpoint import Endpoint
-from agent.scripted import Fixed, Say, ScriptedModel, Status
+from agent.doctor.checks import Check
+from agent.doctor.model import probe, stated_context
+from agent.llm.endpoint import Endpoint
+from agent.llm.scripted import Fixed, Say, ScriptedModel, Status
 
 KEY = "sk-test-0123456789abcdef"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 
-from agent.edit_modes import EXPECTED, Mode, Tried, accounts, apply_rates, choose_mode, noted, possible_modes, tried
+from agent.llm.edit_modes import EXPECTED, Mode, Tried, accounts, apply_rates, choose_mode, noted, possible_modes, tried
 from agent.records import Proposal, Said, from_json, to_json
 
 ALL = tuple(EXPECTED)

@@ -11,13 +11,13 @@ import pytest
 from test_llm import KEY, make_proposer
 from test_propose import CONFIG, OBJECT, TRAIN, make_briefing
 
-from agent.answers import Call
-from agent.explore import HITS, IDLE, LINES, TOOLS, list_files, read_file, search, use
 from agent.ledger import State
+from agent.llm.answers import Call
+from agent.llm.explore import HITS, IDLE, LINES, TOOLS, list_files, read_file, search, use
+from agent.llm.scripted import Fixed, Say, ScriptedModel, Status
 from agent.propose import ProposeFailed
 from agent.read import Briefing
 from agent.records import Candidate, Patch, Proposal, to_json
-from agent.scripted import Fixed, Say, ScriptedModel, Status
 
 LARGE = {"train.py": TRAIN, "big.py": "".join(f"def part_{n}(x):\n    return x + {n}\n\n\n" for n in range(2000))}
 SMALL_BUDGET = CONFIG + "[model]\nbriefing_tokens = 8000\n"

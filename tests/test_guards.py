@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from agent import git, guards, report, tiny, view
+from agent import git, guards, report, tiny
 from agent.bank import Bank
 from agent.config import Guards, load, parse
 from agent.errors import UserError
@@ -17,6 +17,7 @@ from agent.ledger import State, replay
 from agent.merge import figures
 from agent.recompute import recompute
 from agent.records import Purpose, Result, Run, Verdict, from_json, to_json
+from agent.show import view
 from agent.site import Site
 from sandbox.job import Score
 from tests.test_campaign import Script, attempt, check_sound, edge, known, serving

@@ -17,8 +17,8 @@ import pytest
 from agent import config, tiny
 from agent.hooks import Hooks
 from agent.ledger import State
-from agent.nightlog import FILE, Logged
-from agent.scripted import Delay, Fixed
+from agent.llm.scripted import Delay, Fixed
+from agent.show.nightlog import FILE, Logged
 from tests.night import Night
 from tests.test_campaign import END, known, ratchet, serving
 
@@ -139,7 +139,7 @@ def test_a_whole_campaign_tells_and_logs(tmp_path: Path) -> None:
 
 
 def test_the_log_turns_over_and_a_full_disk_costs_lines_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.nightlog.BYTES", 2000)
+    monkeypatch.setattr("agent.show.nightlog.BYTES", 2000)
     told: Any = Told(State())
     log = Logged(told, tmp_path)
     for number in range(300):

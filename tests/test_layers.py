@@ -32,10 +32,21 @@ def modules(room: str) -> list[Path]:
     return sorted(path for path in (ROOT / room).rglob("*.py") if "_data" not in path.parts)
 
 
+def name_of(path: Path, package: str) -> str:
+    """``llm.relay`` for agent/llm/relay.py, ``records`` for agent/records.py."""
+    return ".".join(path.relative_to(ROOT / package).with_suffix("").parts)
+
+
 def rooms(path: Path, package: str) -> set[str]:
-    """Modules of ``package`` that a file imports."""
-    known = {module.stem for module in modules(package)}
-    return {name.split(".")[1] for name in imports(path) if name.startswith(f"{package}.")} & known
+    """Modules of ``package`` that a file imports, as ``name_of`` has them."""
+    known = {name_of(module, package) for module in modules(package)}
+    return {name.removeprefix(f"{package}.") for name in imports(path) if name.startswith(f"{package}.")} & known
+
+
+def users_of(room: str) -> set[str]:
+    """Modules of ``agent`` outside a room that import one of it."""
+    return {name for path in modules("agent") if not (name := name_of(path, "agent")).startswith(f"{room}.")
+            and any(used == room or used.startswith(f"{room}.") for used in rooms(path, "agent"))}
 
 
 @pytest.mark.parametrize("path", modules("sandbox"), ids=lambda path: path.stem)
@@ -54,8 +65,21 @@ def test_stages_do_not_import_each_other(path: Path) -> None:
 
 
 def test_nothing_but_the_command_line_starts_a_campaign() -> None:
-    users = {path.stem for path in modules("agent") if "campaign" in rooms(path, "agent")}
-    assert users <= {"cli", "bench", "bench_ground", "bench_training", "bench_machine"}
+    assert users_of("campaign") == {"cli"}
+
+
+def test_no_part_of_a_campaign_uses_a_bench_or_the_doctor() -> None:
+    assert users_of("bench") == {"cli", "attacks.suite"}
+    assert users_of("doctor") == {"cli", "bench.chaos", "bench.soak"}
+    assert users_of("attacks") == {"bench.command"}
+
+
+@pytest.mark.parametrize("path", [*modules("agent/llm"), *modules("agent/briefing")], ids=lambda path: path.stem)
+def test_a_model_and_its_briefing_decide_nothing(path: Path) -> None:
+    deciding = {"audits", "bundles", "campaign", "court", "intake", "judge", "measure", "merge", "single"}
+    used = rooms(path, "agent")
+    assert not used & deciding
+    assert not any(name.startswith("gate.") for name in used)
 
 
 def test_records_and_errors_stand_below_everything() -> None:
@@ -72,9 +96,8 @@ def test_the_environment_is_read_in_config_and_where_a_process_is_started() -> N
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr in ("environ", "getenv") and (
                     isinstance(node.value, ast.Name) and node.value.id == "os"):
-                readers.add(path.stem)
-    assert {"config"} <= readers <= {"config", "git", "site", "bench_machine", "bench_training", "bench_ground",
-                                        "bench_pipeline", "bench_caps", "bench_llm", "bench_chaos", "bench_soak"}
+                readers.add(name_of(path, "agent"))
+    assert readers == {"config", "git", "site", "bench.finding", "bench.soak"}
 
 
 def test_there_are_two_broad_handlers() -> None:

@@ -17,7 +17,9 @@ import pytest
 from test_propose import FILES, OBJECT, TRAIN, make_briefing, state_with
 
 from agent import config
-from agent.answers import (
+from agent.briefing.notebook import Notebook
+from agent.briefing.plateau import Plateau
+from agent.llm.answers import (
     KINDS,
     Auth,
     BadRequest,
@@ -30,17 +32,12 @@ from agent.answers import (
     Transient,
     retry_after,
 )
-from agent.edit_modes import Tried
-from agent.endpoint import LARGEST_BODY, Endpoint
-from agent.llm import LlmProposer, NoAnswer
-from agent.messages import Prompts, mode_for, schema
-from agent.notebook import Notebook
-from agent.plateau import Plateau
-from agent.propose import ProposeFailed
-from agent.quote import shown_url
-from agent.read import HistoryLine
-from agent.records import Edit, Proposal, Verdict
-from agent.scripted import (
+from agent.llm.edit_modes import Tried
+from agent.llm.endpoint import LARGEST_BODY, Endpoint
+from agent.llm.messages import Prompts, mode_for, schema
+from agent.llm.proposer import LlmProposer, NoAnswer
+from agent.llm.quote import shown_url
+from agent.llm.scripted import (
     Delay,
     Disconnect,
     Drip,
@@ -54,6 +51,9 @@ from agent.scripted import (
     Status,
     Truncate,
 )
+from agent.propose import ProposeFailed
+from agent.read import HistoryLine
+from agent.records import Edit, Proposal, Verdict
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 KEY = "sk-test-0123456789abcdef"

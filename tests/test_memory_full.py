@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from agent import checkup, tiny
+from agent import tiny
+from agent.doctor import run_folder
 from agent.ledger import replay
 from tests.test_campaign import check_sound, environment, merged_titles, patch_file
 
@@ -67,7 +68,7 @@ def test_memory_that_is_full_at_any_stage_loses_nothing(tmp_path: Path, crowd: C
         crowd.limit(4096)
         assert "Traceback" not in tight.stderr or "MemoryError" in tight.stderr, (mib, tight.stderr)
         for path in runs.glob("*/ledger.jsonl"):
-            assert checkup.tally(path.parent).problems == (), mib
+            assert run_folder.tally(path.parent).problems == (), mib
             verdicts = [one.verdict for one in replay(path)[0].attempts.values() if one.verdict]
             assert all(one.outcome != "rejected" for one in verdicts), (mib, verdicts)
         ends[f"{tight.returncode}"] += 1

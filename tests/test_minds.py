@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from night import Night
 
-from agent.minds import EXPLORE, Account, accounts, choose
+from agent.llm.minds import EXPLORE, Account, accounts, choose
 
 COUNTS = st.integers(0, 200)
 

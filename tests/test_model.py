@@ -26,7 +26,7 @@ import pytest
 from test_campaign import check_sound, environment, only_run
 
 from agent import tiny
-from agent.edit_modes import EXPECTED, accounts
+from agent.llm.edit_modes import EXPECTED, accounts
 
 REPLIES = 10
 """Fewest replies that the campaign must have had to say anything."""

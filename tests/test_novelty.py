@@ -8,9 +8,9 @@ from typing import Any
 
 from agent import cli, tiny
 from agent.ledger import State, replay
+from agent.llm.scripted import Fixed, Say, ScriptedModel, Status
 from agent.novelty import Novelty, shape
 from agent.records import Candidate, Edit, Patch, Prediction, Proposal, Result, Run, Verdict, to_json
-from agent.scripted import Fixed, Say, ScriptedModel, Status
 from sandbox.job import Score
 
 

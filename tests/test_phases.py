@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from agent import phases, tiny, trace
+from agent import tiny
 from agent.ledger import Ledger, State, events, replay
 from agent.records import Cost, Pair, Proposal, Result, Run, Verdict
+from agent.show import phases, trace
 from sandbox.job import Fault
 from tests.night import started
 

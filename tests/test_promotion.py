@@ -13,11 +13,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from agent import git, promotion, report, runs, tiny, view
+from agent import git, promotion, report, runs, tiny
 from agent.judge import Rule
 from agent.ledger import State, replay
 from agent.promotion import share, transfer
 from agent.records import Estimate, Pair, Promotion, Transfer, from_json, to_json
+from agent.show import view
 from tests.test_campaign import Script, check_sound, edge, known, serving
 
 __all__ = ["edge"]

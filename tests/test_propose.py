@@ -12,11 +12,11 @@ import pytest
 from agent import config, ledger, patch
 from agent.errors import UserError
 from agent.ideas import IdeaBook, packaged_ideas, read_card
-from agent.parse_reply import Parsed, Problem, parse_reply
+from agent.llm.parse_reply import Parsed, Problem, parse_reply
+from agent.llm.quote import fence, one_line, plain, quoted, rounded
 from agent.propose import Proposer, proposal_id, tidy_title
 from agent.proposers import choose, open_proposer
 from agent.queue_patches import PatchQueue, read_patch, read_patches
-from agent.quote import fence, one_line, plain, quoted, rounded
 from agent.read import Briefing, brief, budget_text
 from agent.records import Edit, Estimate, Proposal, Verdict, to_json
 

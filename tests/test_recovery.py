@@ -14,7 +14,9 @@ from typing import Any
 import pytest
 from test_campaign import Script, edge, known, only_run, patch_file, serving  # noqa: F401 (edge is a fixture)
 
-from agent import bench_blows, bench_chaos, checkup, data_sums, git, recovery, tiny
+from agent import data_sums, git, recovery, tiny
+from agent.bench import blows, chaos
+from agent.doctor import run_folder
 from agent.errors import UserError
 from agent.ledger import Ledger, State, replay, utc_now
 from sandbox import engine, faults, process
@@ -36,7 +38,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def told(folder: Path) -> dict[str, list[tuple[str, str]]]:
     """Check -> (state, text) of each of its lines."""
     found: dict[str, list[tuple[str, str]]] = {}
-    for check in checkup.examine(folder):
+    for check in run_folder.examine(folder):
         found.setdefault(check.name, []).append((check.state, check.text))
     return found
 
@@ -51,7 +53,7 @@ def copied(finished: Path, tmp_path: Path) -> Path:
 
 
 def test_a_sound_run_has_no_line_to_complain_of(finished: Path, edge: Any) -> None:  # noqa: F811
-    assert bad(finished) == [] and checkup.tally(finished) == checkup.Tally()
+    assert bad(finished) == [] and run_folder.tally(finished) == run_folder.Tally()
     code, out, _ = edge("doctor", str(finished))
     assert code == 0 and "no result lost, nothing counted twice, the tip is what was merged" in out
     assert edge("doctor", finished.name, "--runs", str(finished.parent))[0] == 0
@@ -194,7 +196,7 @@ def test_who_is_killed_from_outside_is_run_again() -> None:
 
 def test_a_git_that_ends_before_it_was_to_die_has_had_its_input(tmp_path: Path) -> None:
     """Else the bench itself would empty a file of a candidate."""
-    shims = bench_blows.add_shim(tmp_path / "bin")
+    shims = blows.add_shim(tmp_path / "bin")
     (shims / "kill").write_text("0.4", encoding="ascii")
     done = subprocess.run([shims / "git", "hash-object", "--stdin"], input=b"x\n", capture_output=True, check=True)
     assert done.stdout == b"587be6b4c3f93f93c489c0111bba5596147a26cb\n" and not (shims / "killed").exists()
@@ -215,6 +217,6 @@ def test_campaigns_that_are_killed_end_like_one_that_nobody_touched(tmp_path: Pa
 
 
 def test_the_bench_of_kills_sees_a_result_that_is_not_the_quiet_night_s() -> None:
-    assert bench_chaos.alike((1.0, ("a", 2.0)), (1.0 + 1e-9, ("a", 2.0)))
-    assert not bench_chaos.alike((1.0, ("a", 2.0)), (1.0, ("a", 2.1)))
-    assert not bench_chaos.alike((1.0,), (1.0, 2.0))
+    assert chaos.alike((1.0, ("a", 2.0)), (1.0 + 1e-9, ("a", 2.0)))
+    assert not chaos.alike((1.0, ("a", 2.0)), (1.0, ("a", 2.1)))
+    assert not chaos.alike((1.0,), (1.0, 2.0))

@@ -11,19 +11,20 @@ from typing import Any
 import pytest
 from test_propose import OBJECT, make_briefing
 
-from agent import config, relay
-from agent.answers import Auth, RateLimited, Transient
-from agent.breaker import LONGEST_REST, PATIENCE, REST, Breaker
-from agent.endpoint import Endpoint
+from agent import config
 from agent.errors import UserError
-from agent.llm import LlmProposer
-from agent.minds import Account
+from agent.llm import relay
+from agent.llm.answers import Auth, RateLimited, Transient
+from agent.llm.breaker import LONGEST_REST, PATIENCE, REST, Breaker
+from agent.llm.endpoint import Endpoint
+from agent.llm.minds import Account
+from agent.llm.proposer import LlmProposer
+from agent.llm.relay import Mind, Relay, fits
+from agent.llm.review import Reviewer
+from agent.llm.scripted import Delay, Fixed, Item, Say, ScriptedModel, Status
 from agent.propose import ProposeFailed, Proposer
 from agent.read import Briefing
 from agent.records import Edit, Proposal
-from agent.relay import Mind, Relay, fits
-from agent.review import Reviewer
-from agent.scripted import Delay, Fixed, Item, Say, ScriptedModel, Status
 
 PROMPTS = Path(__file__).parents[1] / "prompts"
 KEY = "sk-test-0123456789abcdef"
@@ -130,7 +131,7 @@ def test_the_fallback_answers_within_the_same_question_and_the_cost_is_kept() ->
 
 
 def test_an_outage_is_bridged_by_the_stand_in_and_the_model_comes_back(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("agent.breaker.REST", 0.2)
+    monkeypatch.setattr("agent.llm.breaker.REST", 0.2)
     alive = threading.Event()
 
     def answer(_: dict[str, Any]) -> Fixed:

@@ -11,8 +11,8 @@ import reply_corpus
 from reply_corpus import FOLDER, Came, Case
 
 from agent import matching
-from agent.loose_json import values
-from agent.parse_reply import Parsed, Problem, parse_reply
+from agent.llm.loose_json import values
+from agent.llm.parse_reply import Parsed, Problem, parse_reply
 from agent.policy import PatchRefused
 
 CASES = reply_corpus.cases()

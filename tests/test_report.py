@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from agent import report, view
+from agent import report
 from agent.errors import UserError
 from agent.records import Estimate, Gain, Verdict
+from agent.show import view
 from tests.night import START, Night, whole_night
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 import pytest
 
-from agent import calls, chaos_night, git, steering, tiny
+from agent import calls, git, steering, tiny
+from agent.bench import chaos_night
 from agent.errors import UserError
 from agent.judge import Rule
 from agent.ledger import Ledger, State, events, replay
+from agent.llm.scripted import Delay, Fixed
 from agent.records import Edit, Order
-from agent.scripted import Delay, Fixed
 from tests.test_campaign import END, REFUSAL, environment, known, ratchet, reply, serving
 
 SLOW = 'run.report(step, 2.5 / step)'
@@ -235,7 +236,7 @@ def test_a_kill_right_after_a_revert_leaves_no_gate_that_knows_another_tip(tmp_p
         name = terminal.state.merges[0].candidate
         steering.give(terminal.folder, "revert", "", name)
         (tmp_path / chaos_night.WANTED).write_text(json.dumps({"revert less smoothing": "after"}))
-        terminal.start(program=("agent.chaos_night", "die", str(tmp_path)))
+        terminal.start(program=("agent.bench.chaos_night", "die", str(tmp_path)))
         terminal.end(code=-signal.SIGKILL)
         told = terminal.state
         assert [one.candidate for one in told.reverts] == [name]

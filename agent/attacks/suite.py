@@ -18,9 +18,9 @@ from agent.attacks.catalogue import ATTACKS
 from agent.attacks.record import Attack
 from agent.attacks.trial import Sighting
 from agent.attacks.world import Estate, open_estate, open_world
-from agent.bench_ground import Say, scratch
-from agent.bench_training import Finding
+from agent.bench.finding import Finding
 from agent.errors import UserError
+from agent.ground import Say, scratch
 from sandbox import box, process
 
 ALL: tuple[Attack, ...] = (*ATTACKS, luck.ATTACK)

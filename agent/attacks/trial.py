@@ -27,7 +27,7 @@ from agent.attacks.record import Attack, Harm, Outcome
 from agent.attacks.world import Estate, World, open_world
 from agent.errors import UserError
 from agent.ledger import Attempt, State, replay
-from agent.scripted import Say, ScriptedModel, Status
+from agent.llm.scripted import Say, ScriptedModel, Status
 from sandbox import box
 
 NOISE = 0.002
