@@ -33,7 +33,7 @@ from agent.llm.news import News
 from agent.propose import MODELS, Proposer
 from agent.show.screen import Observer
 from agent.site import Origin, Site
-from sandbox import box
+from sandbox import box, gpu
 from sandbox.engine import Engine
 from sandbox.view import interpreter_roots
 
@@ -317,6 +317,8 @@ def _site(options: Options, folder: Path, origin: Origin, preset: str, begun: st
             observer.note(f"{kind}: {line}")
     else:
         devices = site.find_devices(config, options.slots)
+        if devices[0] != "cpu" and (silent := gpu.found()[1]):
+            observer.note(f"{silent} GPU(s) that the driver lists do not answer nvidia-smi: it goes without them")
     draft = Site(folder, origin.prefix, origin.start, config, None, devices, options.max_level, options.seed)
     data = site.prepare(config, draft.source(origin.start), options.runs.resolve() / ".data", observer.phase)
     return dataclasses.replace(draft, data=data), engines.Opening(kind, remote)

@@ -186,12 +186,15 @@ def gpus() -> tuple[int, ...]:
     """Numbers, as nvidia-smi counts, of the GPUs that the driver shows and ``CUDA_VISIBLE_DEVICES`` leaves; as in CUDA
     that may name numbers or beginnings of UUIDs, and what follows an unknown name is not there.
 
-    Raises UserError where it names a slice of a GPU.
+    Raises UserError where it names a slice of a GPU, and where none of the GPUs answers: a night on the CPU instead
+    would be no use to anybody who has one.
     """
-    cards: list[gpu.Gpu] = []
-    while len(cards) < 64 and (card := gpu.find(len(cards))) is not None:
-        cards.append(card)
     wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    cards, silent = ([], 0) if wanted in ("", "-1") else gpu.found()
+    if silent and not cards:
+        raise UserError(f"The driver lists {silent} GPU(s), and none answers nvidia-smi.",
+                        "See nvidia-smi; a restart of the machine usually mends it. To train on the CPU, set "
+                        "CUDA_VISIBLE_DEVICES to nothing.")
     if wanted is None or not cards:
         return tuple(card.index for card in cards)
     left: list[int] = []

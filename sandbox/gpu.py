@@ -71,6 +71,24 @@ def find(number: int) -> Gpu | None:
                field("Product Name", "unknown"), field("Driver Version", "unknown"))
 
 
+MOST = 64
+"""GPUs of one machine at most."""
+
+
+def found() -> tuple[list[Gpu], int]:
+    """(the GPUs that answer nvidia-smi, how many more the driver lists). One that has fallen off the bus is still
+    listed; without NVML the first that does not answer is taken for the end of them."""
+    module = nvml()
+    if module is None:
+        answering: list[Gpu] = []
+        while len(answering) < MOST and (card := find(len(answering))) is not None:
+            answering.append(card)
+        return answering, 0
+    listed = int(module.nvmlDeviceGetCount())
+    answering = [card for number in range(listed) if (card := find(number)) is not None]
+    return answering, listed - len(answering)
+
+
 def nodes(gpus: Iterable[Gpu]) -> tuple[str, ...]:
     """Device nodes of exactly these GPUs, and those that all share; none without a GPU."""
     own = tuple(f"/dev/nvidia{gpu.minor}" for gpu in gpus)

@@ -31,7 +31,8 @@ class NVMLError(Exception):
 
 class FakeNvml:
     """The functions that are asked, over ``cards``: UUID -> what the GPU tells. ``error``: a code that every call on
-    this GPU raises; ``unsupported``: names of functions that it does not support."""
+    this GPU raises; ``lost``: nvidia-smi has no answer; ``unsupported``: names of functions that it does not
+    support."""
 
     NVML_CLOCK_SM, nvmlEventTypeXidCriticalError, NVMLError = NVML_CLOCK_SM, nvmlEventTypeXidCriticalError, NVMLError
 
@@ -54,6 +55,9 @@ class FakeNvml:
     def nvmlInit(self) -> None:
         if not self.cards:
             raise NVMLError(9)
+
+    def nvmlDeviceGetCount(self) -> int:
+        return len(self.cards)
 
     def nvmlDeviceGetHandleByUUID(self, uuid: str) -> str:
         if uuid not in self.cards:
@@ -117,7 +121,7 @@ def install(folder: Path, **cards: dict[str, Any]) -> Path:
 import json, sys
 cards = list(json.load(open({str(state)!r})).items())
 number = int(sys.argv[sys.argv.index("-i") + 1])
-if number >= len(cards):
+if number >= len(cards) or cards[number][1].get("lost"):
     sys.exit(6)
 print(f"Driver Version : 550.1\\n    Product Name : {{cards[number][1].get('name', 'NVIDIA Fake')}}")
 print(f"    GPU UUID : {{cards[number][0]}}\\n    Minor Number : {{number}}")

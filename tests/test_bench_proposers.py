@@ -80,7 +80,10 @@ def test_a_reply_without_an_edit_is_invalid_and_the_replies_end() -> None:
     assert replies.next(briefing) is None and replies.ended
 
 
-@pytest.mark.parametrize("given", [["--only", "magic"], ["--only", "hybrid", "--replies", "none.jsonl"]])
+@pytest.mark.parametrize("given", [["--only", "magic"], ["--only", "hybrid", "--replies", "none.jsonl"],
+                                   ["--only", "model"],
+                                   ["--model-url", "http://localhost:1/v1", "--model-set", "max_tokens=few"],
+                                   ["--model-url", "http://localhost:1/v1", "--model-set", "tokens=600"]])
 def test_wrong_options_are_one_line(given: list[str]) -> None:
     with pytest.raises(UserError):
         command.run("proposers", True, given)

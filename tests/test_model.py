@@ -25,7 +25,7 @@ import local_model
 import pytest
 from test_campaign import check_sound, environment, only_run
 
-from agent import tiny
+from agent import cli, tiny
 from agent.llm.edit_modes import EXPECTED, accounts
 
 REPLIES = 10
@@ -130,3 +130,21 @@ def test_a_campaign_of_a_real_model_accounts_for_every_reply(
         print("\n" + json.dumps({"replies": len(said), "lost at the end": lost, "attempts": len(state.attempts),
                                  "fates": fates, "modes": modes, "verdicts": ends, "merges": len(state.merges),
                                  "gain": state.gain.effect if state.gain else None, "reasons": reasons}, indent=1))
+
+
+@pytest.mark.model
+@pytest.mark.timeout(1500)
+def test_a_real_model_plays_alone_in_the_bench_of_proposers(
+    served: local_model.Served, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+) -> None:
+    asked = [part for setting in ("briefing_tokens=4000", "max_tokens=500", "timeout_seconds=400", "attempts=1",
+                                  "repairs=0", "temperature=0.8") for part in ("--model-set", setting)]
+    assert cli.edge(["bench", "proposers", "--json", "--runs", str(tmp_path / "runs"), "--", "--quick", "--slots", "1",
+                     "--only", "model", "--model-url", served.base_url, "--model", served.name, *asked]) == 0
+    printed = capsys.readouterr().out
+    found = json.loads(printed)["proposers"]["model"]["by_seed"][0]
+    invalid = round(found["invalid_share"] * found["proposals"])
+    assert found["runs"] >= 8 or invalid == 8  # the runs are spent, or as many replies were of no use
+    assert found["proposals"] >= found["runs"] - 3 and found["best_loss"] > 0
+    with capsys.disabled():
+        print("\n" + printed)

@@ -184,6 +184,19 @@ def test_groups_and_shared_gpus_become_slots(
         devices("gpus_per_run = 2")
 
 
+def test_a_gpu_that_is_gone_is_passed_over_and_no_night_goes_to_the_cpu_unasked(
+        driver: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    change(driver, **{"GPU-0": {"lost": True}, "GPU-1": {}})
+    gpu.find.cache_clear()
+    assert site.gpus() == (1,) and gpu.found()[1] == 1
+    change(driver, **{"GPU-0": {"lost": True}, "GPU-1": {"lost": True}})
+    gpu.find.cache_clear()
+    with pytest.raises(UserError, match="lists 2 GPU"):
+        site.gpus()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert site.gpus() == ()
+
+
 def all_results(ledger: Path) -> list[tuple[str, Result]]:
     """Every result that the ledger ever took, also of runs that were made again under the same name."""
     return [(time, from_json(Result, data)) for event, data, time in events(ledger) if event == "run_finished"]

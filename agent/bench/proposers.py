@@ -12,7 +12,8 @@ A run is named by (tree, seed, steps, corpus, fingerprint). One that is known is
 whichever proposer asked; it still counts as one of the asker's runs. With ``--known FILE`` this holds across calls.
 
 The hybrid needs a model: replies kept in a file (``--replies``, JSON lines of strings; those of a small model come with
-the source), or an endpoint (``--model-url`` with ``--model``). Does not cover: preflight.
+the source), or an endpoint (``--model-url`` with ``--model``). With an endpoint it also plays alone, as ``model``; its
+replies without a usable edit cost no run, so as many of them as runs end its turn. Does not cover: preflight.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import datetime
 import json
 import math
 import statistics
+import tomllib
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,6 +37,7 @@ from agent.ground import Say, count, open_ground
 from agent.ideas import IdeaBook, cards_of, packaged_ideas
 from agent.ledger import Attempt, State
 from agent.llm.parse_reply import Problem, parse_reply
+from agent.llm.proposer import LlmProposer
 from agent.policy import PatchRefused
 from agent.propose import ProposeFailed, Proposer, proposal_id, tidy_title
 from agent.read import Briefing, HistoryLine, brief
@@ -42,7 +45,9 @@ from agent.records import Candidate, Outcome, Proposal, Verdict
 from agent.search import Hybrid, KnobSearch
 from sandbox.job import Result
 
-NAMES = ("random", "search", "ideas", "hybrid")
+NAMES = ("random", "search", "ideas", "hybrid", "model")
+ASKING = ("hybrid", "model")
+"""They need a model."""
 PLANTED = ("larger-unembedding-rate", "gentler-matrix-rate", "longer-adam-memory", "quieter-mlp-input",
            "later-warm-down")
 """Cards that each mend one numeric oversight of settings/cpu.py; no proposer is told which these are."""
@@ -107,7 +112,7 @@ class Player:
     def play(self) -> None:
         """Until the budget is spent or nothing is left to propose."""
         self._ask([(self.state.tip, seed, self.tip_steps) for seed in SEEDS])
-        while self.runs < self.budget:
+        while self.runs < self.budget and self.invalid < self.budget:
             drawn = []
             for _ in range(min(len(self.bank.ground.site.devices), self.budget - self.runs)):
                 if not self.proposer.ended and (made := self._draw()):
@@ -225,18 +230,24 @@ def options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--known", type=Path, help="file in which runs are kept and looked up across calls")
     parser.add_argument("--replies", type=Path, default=KEPT_REPLIES if KEPT_REPLIES.exists() else None,
                         help="kept replies of a model, for hybrid: JSON lines of strings")
-    parser.add_argument("--model-url", default="", help="base URL of a model's server, for hybrid instead")
+    parser.add_argument("--model-url", default="", help="base URL of a model's server, for hybrid and for model")
     parser.add_argument("--model", default="", help="the model's name there")
+    parser.add_argument("--model-set", action="append", default=[], metavar="KEY=VALUE",
+                        help="a key of [model] in ratchet.toml, such as max_tokens=600; may be given again")
 
 
 def measure(options: argparse.Namespace, say: Say) -> Finding:
     """Every proposer through its budget, then what each kept on fresh seeds."""
     names = [name.strip() for name in options.only.split(",") if name.strip()] or [
-        name for name in NAMES if name != "hybrid" or options.replies or options.model_url]
+        name for name in NAMES if name not in ASKING or options.model_url or (name == "hybrid" and options.replies)]
     if unknown := [name for name in names if name not in NAMES]:
         raise UserError(f"There is no proposer {unknown[0]!r}.", f"Choose of {', '.join(NAMES)}.")
     if "hybrid" in names and not (options.replies or options.model_url):
         raise UserError("hybrid needs a model's replies.", "Give --replies FILE, or --model-url and --model.")
+    if "model" in names and not options.model_url:
+        raise UserError("model needs an endpoint.", "Give --model-url and --model.")
+    if options.model_url:
+        _model(options)
     if "hybrid" in names and not options.model_url:
         _replies(options.replies)  # before anything is trained
     if options.repo is not None:
@@ -279,9 +290,20 @@ def _proposer(bank: Bank, name: str, state: State, seed: int, options: argparse.
     if name == "ideas":
         return IdeaBook(packaged_ideas(resources.prompts() / "ideas"), seed)
     if options.model_url:
-        model = config.Model.model_validate({"base_url": options.model_url, "name": options.model})
-        return Hybrid(proposers.open_proposer(proposers.choose("llm", model), model, resources.prompts(), seed), search)
+        model = _model(options)
+        asked = LlmProposer(proposers.open_endpoint(model), model, resources.prompts())
+        return asked if name == "model" else Hybrid(asked, search)
     return Hybrid(Replies(_replies(options.replies)), search)
+
+
+def _model(options: argparse.Namespace) -> config.Model:
+    """[model] as the options have it. Raises UserError."""
+    try:
+        given = tomllib.loads("\n".join(options.model_set))
+        return config.Model.model_validate(given | {"base_url": options.model_url, "name": options.model})
+    except ValueError as error:
+        raise UserError(f"--model-set cannot be read ({' '.join(str(error).split())}).",
+                        "KEY=VALUE as in [model] of ratchet.toml; docs/configuration.md has the keys.") from error
 
 
 def _replies(path: Path) -> list[str]:
