@@ -265,7 +265,7 @@ def test_an_engine_is_chosen_by_flag_then_run_then_config() -> None:
 
 
 def test_nothing_of_ray_is_imported_unless_it_is_asked_for() -> None:
-    code = "import sys, agent.cli, agent.campaign, agent.doctor_engine; print([m for m in sys.modules if 'ray' in m])"
+    code = "import sys, agent.cli, agent.campaign, agent.doctor.engine; print([m for m in sys.modules if 'ray' in m])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=True,
                           env=environment())
     assert not {"ray", "sandbox.engine_ray"} & set(eval(done.stdout))
