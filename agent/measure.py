@@ -24,9 +24,6 @@ from sandbox.engine import Engine, EngineError
 from sandbox.job import WEIGHTS, Batches, Evaluation, Job, Limits, Progress, bulk_file
 from sandbox.view import inner_device
 
-POLLS = 160
-"""Looks at job folders a second, over all slots: one slot is looked at 20 times a second, 64 every 0.4 s."""
-
 
 def new_run(site: Site, purpose: Purpose, commit_tree: str, seed: int, steps: int, device: str,
             candidate: str | None, known: Collection[str]) -> Run:
@@ -309,9 +306,10 @@ class Slots:
                     ended.append((slot.run, result))
                     self.rests.heard(slot.run, result)
                     slot.run = None
-            if ended or time.monotonic() >= deadline:
+            left = deadline - time.monotonic()
+            if ended or left <= 0:
                 return ended
-            time.sleep(max(0.05, len(self.busy) / POLLS))
+            self._engine.rest([self._site.folder / run.folder for run in self.busy], left)
 
     def stop(self, runs: list[Run]) -> None:
         """Ask the sandbox to end these jobs; they then end with fault infra."""

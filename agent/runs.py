@@ -144,14 +144,16 @@ def _free(folder: Path, dry_run: bool) -> Freed:
 
 def disk_size(folder: Path) -> int:
     """Bytes that ``folder`` takes on disk; hard-linked files count once, links are not followed."""
-    total, seen = 0, set()
+    total, linked = 0, set()
     for where, folders, files in os.walk(folder):
         for name in (*folders, *files):
             with contextlib.suppress(FileNotFoundError):
-                info = (Path(where) / name).lstat()
-                if (info.st_dev, info.st_ino) not in seen:
-                    seen.add((info.st_dev, info.st_ino))
-                    total += info.st_blocks * 512
+                info = os.lstat(f"{where}/{name}")  # no Path: a run has tens of thousands of files
+                if info.st_nlink > 1 and not stat.S_ISDIR(info.st_mode):
+                    if (info.st_dev, info.st_ino) in linked:
+                        continue
+                    linked.add((info.st_dev, info.st_ino))
+                total += info.st_blocks * 512
     return total
 
 

@@ -194,7 +194,8 @@ class Spending:
         begun = time.monotonic()
         if begun >= self._look_again:
             self._disk = runs.disk_size(self.site.folder)
-            self._look_again = begun + max(LOOK_SECONDS, 20 * (time.monotonic() - begun))
+            share = 20 if self.caps.disk_gb else 200  # a forecast may be of some minutes ago, a cap may not
+            self._look_again = begun + max(LOOK_SECONDS, share * (time.monotonic() - begun))
         return self._disk
 
 

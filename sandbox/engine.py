@@ -16,12 +16,13 @@ import contextlib
 import itertools
 import json
 import os
+import select
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -67,8 +68,12 @@ class EngineError(OSError):
         self.problem, self.mend = problem, mend
 
 
+POLLS = 160
+"""Looks at job folders a second, over all jobs: one is looked at 20 times a second, 64 every 0.4 s."""
+
+
 class Engine(Protocol):
-    """Runs jobs, each in a folder of its own. Every method returns at once but for ``start`` and ``stop``.
+    """Runs jobs, each in a folder of its own. Every method returns at once but for ``start``, ``stop`` and ``rest``.
 
     Another object of the same kind, also in a later process, takes a job over by its folder alone: ``poll`` it. The
     promises: a result appears whole or not at all, with all that belongs to it in place before; a job that the machine
@@ -90,6 +95,10 @@ class Engine(Protocol):
 
     def stop(self, folder: Path, patience: float = 15.0) -> None:
         """End the job with its whole process tree; by force after ``patience`` seconds. Of an ended job: nothing."""
+
+    def rest(self, folders: Sequence[Path], seconds: float) -> None:
+        """Wait until one of these jobs may have ended: for ``seconds`` at most, and less where nothing tells of an end
+        (``pause``)."""
 
     def close(self) -> None:
         """Give back what is held on other machines. Jobs that still run may end with it."""
@@ -118,6 +127,11 @@ class Cluster(Engine, Protocol):
         """What a person should know of the reserved slots, one line each."""
 
 
+def pause(jobs: int, seconds: float) -> None:
+    """Wait until it is time to look at as many jobs again, ``seconds`` at most."""
+    time.sleep(max(0.0, min(seconds, max(0.05, jobs / POLLS))))
+
+
 def settle(folder: Path, result: Result) -> Result:
     """Make ``result`` the one of ``folder``, unless it has one already: that one counts then. Returns what counts."""
     known = read_result(folder)
@@ -143,6 +157,8 @@ class LocalEngine:
         """Running jobs that are still starting, for whose likes a supervisor should wait once they train."""
         self._taken: set[Path] = set()
         """Jobs handed to a supervisor that waited: if it was dying just then, they start cold."""
+        self._held: dict[Path, process.Handle] = {}
+        """Supervisors that were seen to run, where the kernel gives handles."""
         self._numbers = itertools.count()
 
     def start(self, folder: Path, job: Job) -> None:
@@ -161,6 +177,7 @@ class LocalEngine:
 
     def _launch(self, folder: Path, job: Job | None) -> None:
         """A supervisor for the folder: one that waits for such a ``job``, else a new one."""
+        self._let_go(folder)
         with (folder / "supervisor.log").open("ab") as log, _uninterrupted():
             name = self._handed_over(folder, job) if job is not None and self._lifeline is None else None
             if name is not None:
@@ -178,6 +195,8 @@ class LocalEngine:
     def close(self) -> None:
         """End what waits for a job that will not come. Jobs are left alone."""
         self._next.clear()
+        for folder in list(self._held):
+            self._let_go(folder)
         for device in list(self._waiting):
             self._dismiss(device)
         self._server.close()
@@ -258,6 +277,9 @@ class LocalEngine:
         """The result; None while the job runs; fault ``infra`` when its supervisor is gone without one."""
         folder = folder.absolute()
         alive = self.alive(folder)  # first: a supervisor that ends between the two looks has written its result
+        if alive and folder in self._held:  # its end will be told
+            self._think_ahead(folder, False)
+            return None
         result = read_result(folder)
         self._think_ahead(folder, result is not None or not alive)
         if result is None and not alive and folder in self._taken and not (folder / "progress.json").exists():
@@ -281,8 +303,34 @@ class LocalEngine:
 
     def alive(self, folder: Path) -> bool:
         """Whether the folder's supervisor runs."""
+        folder = folder.absolute()
+        handle = self._held.get(folder)
+        if handle is not None and not handle.ended:
+            return True
+        self._let_go(folder)
         found = _identity(folder)
-        return found is not None and process.running(*found)
+        if found is None or not process.running(*found):
+            return False
+        handle = process.hold(*found)
+        if handle is not None:
+            self._held[folder] = handle
+        return True
+
+    def rest(self, folders: Sequence[Path], seconds: float) -> None:
+        """As every engine: where all have handles, an end is told at once."""
+        held = [self._held.get(folder.absolute()) for folder in folders]
+        if self._next or not held or None in held:  # a job that is still starting is looked at: see _think_ahead
+            pause(len(folders), seconds)
+            return
+        told = select.poll()
+        for handle in held:
+            if handle is not None:
+                told.register(handle.descriptor, select.POLLIN)
+        told.poll(max(0.0, seconds) * 1000)
+
+    def _let_go(self, folder: Path) -> None:
+        if (handle := self._held.pop(folder, None)) is not None:
+            handle.close()
 
     def stop(self, folder: Path, patience: float = 15.0) -> None:
         """End the job: its supervisor kills the tree and writes a result; after ``patience`` seconds kill that too."""

@@ -24,13 +24,13 @@ import signal
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from sandbox import parcels
-from sandbox.engine import EngineError, settle
+from sandbox.engine import EngineError, pause, settle
 from sandbox.job import JOB, RESULT, Job, Progress, Result, read_progress, read_result, write_atomically, write_job
 from sandbox.ray_node import About, Look, Node
 
@@ -388,6 +388,10 @@ class RayEngine:
         except LostError:
             self._lose(task.slot)
             self._end(folder, Result(folder.name, "infra", "stopped"))
+
+    def rest(self, folders: Sequence[Path], seconds: float) -> None:
+        """As every engine. Nothing tells of an end."""
+        pause(len(folders), seconds)
 
     def close(self) -> None:
         """Give the slots back; what runs on them ends."""

@@ -23,11 +23,12 @@ import shlex
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from sandbox import gpu
-from sandbox.engine import EngineError, environment, last_line, settle
+from sandbox.engine import EngineError, environment, last_line, pause, settle
 from sandbox.job import Job, Progress, Result, read_progress, read_result, write_atomically, write_job
 
 ACTIVE = {"PENDING", "CONFIGURING", "RUNNING", "COMPLETING", "REQUEUED", "REQUEUE_HOLD", "REQUEUE_FED", "RESIZING",
@@ -184,6 +185,10 @@ class SlurmEngine:
             time.sleep(0.5)
         self._tasks.pop(folder, None)
         settle(folder, Result(folder.name, "infra", "stopped"))
+
+    def rest(self, folders: Sequence[Path], seconds: float) -> None:
+        """As every engine. Nothing tells of an end."""
+        pause(len(folders), seconds)
 
     def close(self) -> None:
         """Nothing is held: a slot is a job."""

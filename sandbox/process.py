@@ -10,6 +10,7 @@ import ctypes
 import functools
 import os
 import resource
+import select
 import signal
 import threading
 import time
@@ -49,6 +50,37 @@ def running(pid: int, start_ticks: int) -> bool:
     """Whether that very process still runs: a reused pid has another start time, a zombie has ended."""
     found = stat(pid)
     return found is not None and found.start_ticks == start_ticks and found.state not in "ZX"
+
+
+class Handle:
+    """The kernel's handle of a running process (pidfd_open(2), Linux 5.3 on): it is never another's, whatever becomes
+    of the number, and tells of the end without a look into /proc."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.descriptor = descriptor
+        self._asked = select.poll()
+        self._asked.register(descriptor, select.POLLIN)
+
+    @property
+    def ended(self) -> bool:
+        """Whether it has ended, waited for or not."""
+        return bool(self._asked.poll(0))
+
+    def close(self) -> None:
+        """Let go of it; the process is left alone."""
+        os.close(self.descriptor)
+
+
+def hold(pid: int, start_ticks: int) -> Handle | None:
+    """A handle of that very process; None where it has ended, and where the kernel gives none."""
+    try:
+        handle = Handle(os.pidfd_open(pid))
+    except (AttributeError, OSError):
+        return None
+    if running(pid, start_ticks):  # asked afterwards: the handle is of whoever had the number then
+        return handle
+    handle.close()
+    return None
 
 
 @functools.cache

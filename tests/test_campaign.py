@@ -665,6 +665,9 @@ def endless(known_first: Sequence[Fixed]) -> Script:
 
 def test_a_budget_of_runs_is_not_exceeded(tmp_path: Path, edge: Any) -> None:
     tiny.write_tiny_target(tmp_path / "t")
+    path = tmp_path / "t" / "ratchet.toml"
+    path.write_text(path.read_text().replace("search = false", "search = false\nparallel = 1"))  # replies in order
+    tiny.commit(tmp_path / "t", "One question at a time")
     with serving(endless([known("less smoothing")])) as (_, model):
         code, out, err = edge("run", "t", "--budget-runs", "15", "--level", "0", "--unconfined", "--proposer", "llm",
                               model=model)

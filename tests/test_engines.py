@@ -168,6 +168,23 @@ def test_progress_is_seen_and_stop_reaches_the_whole_tree(ground: Ground) -> Non
     assert 2 <= result.steps < 200
 
 
+def test_whoever_rests_hears_of_an_end_in_time(ground: Ground) -> None:
+    engine, folders = ground.engine, [ground.world.folder / name for name in ("long", "short")]
+    for folder, steps in zip(folders, (100, 2), strict=True):
+        engine.start(folder, ground.job(ground.slow(folder.name), steps=steps))
+    deadline = time.monotonic() + 40
+    while (result := [engine.poll(folder) for folder in folders][1]) is None:
+        left = deadline - time.monotonic()
+        assert left > 0
+        engine.rest(folders, left)  # would take all of it if nobody heard
+    assert result.steps == 2 and time.monotonic() < deadline - 5
+    assert engine.poll(folders[0]) is None
+    begun = time.monotonic()
+    engine.rest(folders[:1], 0.3)
+    assert time.monotonic() - begun < 2
+    engine.stop(folders[0])
+
+
 def test_another_object_takes_a_job_over_by_its_folder(ground: Ground) -> None:
     folder = ground.world.folder / "job"
     ground.engine.start(folder, ground.job(ground.slow("x"), steps=5))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable
@@ -12,6 +14,7 @@ from pathlib import Path
 import pytest
 from sandbox_world import World, alive
 
+from sandbox import process
 from sandbox.engine import LocalEngine
 from sandbox.job import Result, read_progress
 
@@ -121,3 +124,37 @@ def test_a_folder_without_a_supervisor_is_lost(world: World) -> None:
     folder = world.job_folder(world.job(world.source()))
     result = LocalEngine().poll(folder)
     assert result is not None and result.fault == "infra"
+
+
+def test_a_handle_is_of_one_process_and_tells_its_end_also_before_it_is_reaped() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    found = process.stat(child.pid)
+    assert found is not None and process.hold(child.pid, found.start_ticks + 1) is None  # the number is another's now
+    handle = process.hold(child.pid, found.start_ticks)
+    if handle is None:
+        child.kill()
+        pytest.skip("this kernel gives no handle of a process")
+    assert not handle.ended
+    child.kill()
+    until(lambda: handle.ended)
+    child.wait()
+    assert handle.ended and process.hold(child.pid, found.start_ticks) is None
+    handle.close()
+
+
+@pytest.mark.parametrize("handles", [True, False])
+def test_the_end_of_a_job_is_seen_with_and_without_handles(world: World, monkeypatch: pytest.MonkeyPatch,
+                                                           handles: bool) -> None:
+    if not handles:
+        monkeypatch.delattr(os, "pidfd_open")
+    engine, folders = LocalEngine(), [world.folder / name for name in ("first", "second")]
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    for folder in folders:
+        engine.start(folder, world.job(world.source()))
+    deadline = time.monotonic() + 15
+    while None in [engine.poll(folder) for folder in folders]:
+        assert time.monotonic() < deadline
+        engine.rest([folder for folder in folders if engine.poll(folder) is None], 1.0)
+    assert [result.fault for folder in folders if (result := engine.poll(folder))] == [None, None]
+    engine.close()
+    assert len(list(Path("/proc/self/fd").iterdir())) <= open_before
