@@ -38,6 +38,8 @@ ROUGH = 10
 """Attempts with a verdict from which a forecast rests on what candidates took."""
 CALIBRATED = 0.2
 """Half the range, as a share of the whole, within which a forecast counts as calibrated."""
+OFTEN = 1.02
+"""Verdicts, as a multiple of those before, after which it is asked again whether the forecast is calibrated by now."""
 BLOCKS, QUANTILE = 8, 2.365
 """Parts into which the candidates so far are cut, and the 97.5 % quantile of Student's t for them."""
 RUNS_A_CANDIDATE = 2.0
@@ -78,7 +80,7 @@ class Forecaster:
             due = judged >= 1.5 * max(told[-1]["judged"], ROUGH / 1.5)
         else:
             due = bool(state.longest) and known == {"limits"}
-        hopes = rough and "calibrated" not in known and judged > self._weighed
+        hopes = rough and "calibrated" not in known and judged > OFTEN * self._weighed
         if not due and not hopes:
             return
         if not told and state.campaign.get("proposer") in MODELS:
@@ -105,7 +107,7 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
     """The totals of the whole campaign, as data of a ``forecast`` event: experiments, gpu_hours, usd, tokens, hours,
     disk_gb, what ends it, what it is based on (limits, baseline, rough, calibrated), and ``off``: half the 95 % range
     of each total as a share of it, once that is known."""
-    caps, done = spending.caps, state.trained - len(_open(state))
+    caps, done = spending.caps, state.trained - sum(run.trains for run in state.open_runs)
     judged = len(state.judged)
     rough = judged >= ROUGH and done > 0
     basis = "rough" if rough else "baseline" if state.longest else "limits"
@@ -185,13 +187,13 @@ def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more:
     n = len(marks) - 1
     if n < BLOCKS:
         return {}
-    table = [{"experiments": float(one.experiments), "gpu_hours": one.held / 3600,
-              "usd": one.usd + one.held / 3600 * usd_per_gpu_hour, "tokens": float(one.tokens),
-              "hours": one.worked / 3600} for one in marks]
     ending = {"wall time": "hours", HOUR: "hours", "GPU-hours": "gpu_hours", "dollars": "usd"}.get(ends, ends)
     ending = ending if ending in totals else "experiments"  # the disk fills with them
     cuts = [round(part * n / BLOCKS) for part in range(BLOCKS + 1)]
-    mean = {name: (table[-1][name] - table[0][name]) / n for name in totals}
+    table = {cut: {"experiments": float(one.experiments), "gpu_hours": one.held / 3600,
+                   "usd": one.usd + one.held / 3600 * usd_per_gpu_hour, "tokens": float(one.tokens),
+                   "hours": one.worked / 3600} for cut in cuts for one in (marks[cut],)}
+    mean = {name: (table[n][name] - table[0][name]) / n for name in totals}
     if mean[ending] <= 0 or mean["experiments"] <= 0:
         return {}
     further = more / mean["experiments"]
@@ -207,11 +209,6 @@ def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more:
         if name != ending:
             found[name] += further * 3 / n * unseen / totals["experiments"]
     return found
-
-
-def _open(state: State) -> list[str]:
-    """Training runs that have no result yet."""
-    return [name for name, run in state.runs.items() if run.trains and name not in state.results]
 
 
 def _closed_seconds(state: State, done: int) -> float:

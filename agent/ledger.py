@@ -184,11 +184,13 @@ class State:
     spans: dict[str, tuple[str, str]] = field(default_factory=dict)
     """Of each run: when it was started, and when its result was taken; empty: it still runs."""
     sessions: list[Session] = field(default_factory=list)
+    _open: dict[str, Run] = field(default_factory=dict)
+    """Runs without a result, by id."""
 
     @property
     def open_runs(self) -> list[Run]:
-        """Runs that were started and never finished: lost, or still alive."""
-        return [run for name, run in self.runs.items() if name not in self.results]
+        """Runs that were started and never finished: lost, or still alive. In the order of their starts."""
+        return list(self._open.values())
 
     @property
     def device_seconds(self) -> float:
@@ -263,6 +265,7 @@ class State:
                 self.trained += run.trains
             self.runs[run.id] = run
             self.results.pop(run.id, None)
+            self._open[run.id] = run
             self.spans[run.id] = time, ""
             if run.candidate in self.attempts:
                 runs = self.attempts[run.candidate].runs
@@ -271,6 +274,7 @@ class State:
         elif event == "run_finished":
             result = from_json(Result, data)
             self.results[result.id] = result
+            self._open.pop(result.id, None)
             self._hold(result)
             self.spans[result.id] = self.spans.get(result.id, (time,))[0], time
             ended = self.runs.get(result.id)

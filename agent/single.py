@@ -59,9 +59,13 @@ class Single:
                                    self._host.steps_of(trial))), None)
 
     def wants(self) -> Iterator[tuple[Need, str | None]]:
-        """Slots go first to the trials that are nearest to a verdict."""
+        """Slots go first to the trials that are nearest to a verdict. What no free slot could take is not named."""
+        slots = self._host.needs.slots
+        if slots.free(light=True) is None:
+            return
+        full = slots.free() is not None
         for trial in sorted(self._host.trials, key=lambda t: (-t.asked, t.attempt.number)):
-            if trial.ready:
+            if trial.ready and (full or trial.due):
                 for need in self._wants(trial):
                     yield need, trial.id
 

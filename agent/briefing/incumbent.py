@@ -25,8 +25,8 @@ RECENT_PAIRS = 60
 def find(state: State) -> Result | None:
     """The newest good run of the code at the tip, as far as the ledger's state alone can tell; else of the start."""
     tree = state.merges[-1].tree if state.merges and state.merges[-1].new_tip == state.tip else ""
-    of_tip = [run.id for (own, _), runs in state.alike.items() if tree and own == tree for run in runs
-              if run.purpose in ("baseline", "pair", "weigh")]
+    of_tip = [run.id for (own, _), runs in state.alike.items() if own == tree for run in runs
+              if run.purpose in ("baseline", "pair", "weigh")] if tree else []
     of_tip.sort(key=lambda name: state.spans[name][0])
     return next((result for name in (*reversed(of_tip), *reversed(state.baselines))
                  if (result := state.results.get(name)) is not None and not result.fault), None)

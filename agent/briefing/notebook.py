@@ -9,9 +9,9 @@ More room would not help: what stands in the middle of some ten thousand tokens 
 
 from __future__ import annotations
 
+import heapq
 from collections.abc import Sequence
 from dataclasses import dataclass
-from operator import itemgetter
 
 from agent.briefing.codemap import tokens
 from agent.briefing.directions import Tally
@@ -39,22 +39,26 @@ class Notebook:
 def make(history: Sequence[HistoryLine], direction: str, room: int) -> Notebook:
     """The notebook of ``history`` (oldest first) in at most ``room`` tokens. ``direction``: min or max."""
     sign = 1.0 if direction == "min" else -1.0
-    merged, near, others, failed = [], [], [], []
-    for number, line in enumerate(history):
+    merged: list[HistoryLine] = []
+    failed: list[HistoryLine] = []
+    passed: list[HistoryLine] = []
+    near: list[tuple[int, HistoryLine]] = []
+    """With their places in ``passed``."""
+    for line in history:
         if line.outcome == "accepted":
             merged.append(line)
         elif line.fault and line.fault != "behind":
             failed.append(line)
-        elif is_near(line, sign):
-            near.append((number, line))
         else:
-            others.append((number, line))
-    near.sort(key=lambda one: sign * (one[1].effect or 0.0))
-    refused = [line for _, line in sorted([*others, *near[NEAR_MISSES:]], key=itemgetter(0))]
-    # the room goes to the first in these orders
-    nearest = [line for _, line in near[:NEAR_MISSES]]
-    preferred = [_largest_and_newest(merged, sign), nearest, refused[::-1], failed[::-1]]
-    pages, over = [], 0.0
+            if is_near(line, sign):
+                near.append((len(passed), line))
+            passed.append(line)
+    best = dict(heapq.nsmallest(NEAR_MISSES, near, key=lambda one: sign * (one[1].effect or 0.0)))
+    # the room goes to the first in these orders; ten thousand refused ones are not looked through for a page of them
+    newest = (passed[place] for place in reversed(range(len(passed))) if place not in best)
+    preferred = (_largest_and_newest(merged, sign), best.values(), newest, reversed(failed))
+    pages: list[list[HistoryLine]] = []
+    over = 0.0
     for lines, share in zip(preferred, SHARES, strict=True):
         left = room * share + over
         kept = []
@@ -66,9 +70,9 @@ def make(history: Sequence[HistoryLine], direction: str, room: int) -> Notebook:
             kept.append(line)
         over = max(left, 0.0)
         pages.append(kept)
-    shown = sum(map(len, pages))
+    shown, kept_merges = sum(map(len, pages)), {line.id for line in pages[0]}
     return Notebook(
-        merged=tuple(told(line) for line in merged if line in pages[0]), near=tuple(map(told, pages[1])),
+        merged=tuple(told(line) for line in merged if line.id in kept_merges), near=tuple(map(told, pages[1])),
         refused=tuple(map(told, reversed(pages[2]))), failed=tuple(map(told, reversed(pages[3]))),
         left_out=len(history) - shown)
 

@@ -47,7 +47,8 @@ class Prompts:
             loader=self._loader, undefined=jinja2.StrictUndefined, autoescape=False,
             trim_blocks=True, keep_trailing_newline=True)
         self._last = threading.local()
-        """Of each thread: (briefing, room, what changes). One proposal asks for the same several times."""
+        """Of each thread: (briefing, room, what changes, attempts left out). One proposal asks for the same several
+        times."""
         self._templates.filters |= {"fence": fence, "quoted": quoted, "one_line": one_line}
 
     def render(self, name: str, **variables: object) -> str:
@@ -57,7 +58,7 @@ class Prompts:
     def opening(self, briefing: Briefing, size: int = 0, mode: Mode = "json") -> list[Message]:
         """System and user message of an attempt that asks for edits in ``mode``, at ``size`` of SHRINKS."""
         system, room = self._system(briefing, mode)
-        changing = self._changing(briefing, min(notebook.TOKENS, briefing.tokens // 4) >> size)
+        changing, _ = self._changing(briefing, min(notebook.TOKENS, briefing.tokens // 4) >> size)
         shown = _source(briefing, room)
         if size:  # what was shown is halved, not what there was room for
             shown = _source(dataclasses.replace(briefing, protected={}), min(room, sum(
@@ -68,8 +69,8 @@ class Prompts:
     def hides(self, briefing: Briefing) -> bool:
         """Whether the briefing cannot show all source or all attempts, so that there is something to look up."""
         shown = _source(briefing, self._system(briefing, "json")[1])
-        return bool(shown["outlined"] or shown["omitted"] or notebook.make(
-            briefing.history, briefing.direction, min(notebook.TOKENS, briefing.tokens // 4)).left_out)
+        return bool(shown["outlined"] or shown["omitted"]
+                    or self._changing(briefing, min(notebook.TOKENS, briefing.tokens // 4))[1])
 
     def _system(self, briefing: Briefing, mode: Mode) -> tuple[str, int]:
         """The system message, and the tokens that are left for source beside it and what changes."""
@@ -78,7 +79,7 @@ class Prompts:
             mode=mode, path=next(iter(briefing.files), "train.py"), max_patch_lines=briefing.max_patch_lines,
             budget=briefing.budget, preset=briefing.preset,
             guidance=plain(briefing.guidance).strip()[:min(GUIDANCE_CHARACTERS, briefing.tokens // 2)])
-        changing = self._changing(briefing, min(notebook.TOKENS, briefing.tokens // 4))
+        changing, _ = self._changing(briefing, min(notebook.TOKENS, briefing.tokens // 4))
         return system, max(0, briefing.tokens - tokens(system) - tokens(changing) - 100)
 
     @property
@@ -95,16 +96,17 @@ class Prompts:
         guided = hashlib.sha256(briefing.guidance.encode()).hexdigest()[:8] if briefing.guidance else ""
         return f"{self.version}+{guided}" if guided else self.version
 
-    def _changing(self, briefing: Briefing, room: int) -> str:
-        """What changes with every attempt, the notebook in at most ``room`` tokens."""
-        known: tuple[Briefing, int, str] | None = getattr(self._last, "changing", None)
+    def _changing(self, briefing: Briefing, room: int) -> tuple[str, int]:
+        """What changes with every attempt, the notebook in at most ``room`` tokens; and the attempts that are not in
+        it."""
+        known: tuple[Briefing, int, str, int] | None = getattr(self._last, "changing", None)
         if known is not None and known[0] is briefing and known[1] == room:
-            return known[2]
+            return known[2:]
         pages = notebook.make(briefing.history, briefing.direction, room)
         text = self.render("propose.j2", briefing=briefing, notebook=pages, focus=focus(briefing),
                            rates=notebook.rates(briefing.tallies), question=question(briefing))
-        self._last.changing = (briefing, room, text)
-        return text
+        self._last.changing = (briefing, room, text, pages.left_out)
+        return text, pages.left_out
 
     def repair(self, answer: str, problem: str, rounds_left: int) -> list[Message]:
         """What follows the opening in a repair round: the model's own answer, and what was wrong with it."""
