@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import math
 import multiprocessing
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -200,4 +203,13 @@ def alive(marker: str) -> list[int]:
         line = " ".join(process.info["cmdline"] or [])
         if marker in line and process.info["status"] != psutil.STATUS_ZOMBIE:
             found.append(process.pid)
+    return found
+
+
+def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
+    """What ``condition`` gives once that is true of anything; fails after ``seconds``."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
     return found

@@ -17,13 +17,13 @@ import threading
 import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from ray_site import RaySite
-from sandbox_world import World, alive
+from sandbox_world import World, alive, until
 from slurm_site import SlurmSite, missing
 from test_campaign import KNOWN, check_sound, environment, known, load, merged_titles, serving
 from test_campaign import Script as Answers
@@ -108,14 +108,6 @@ def ground(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Ground]:
     ground.engine.close()
     if request.param == "ray":
         ground.engine._ray.shutdown()
-
-
-def until(condition: Callable[[], Any], seconds: float = 40.0) -> Any:
-    deadline = time.monotonic() + seconds
-    while not (found := condition()):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    return found
 
 
 def finished(engine: Engine, folder: Path) -> Result:

@@ -8,11 +8,10 @@ import subprocess
 import sys
 import time
 import uuid
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from sandbox_world import World, alive
+from sandbox_world import World, alive, until
 
 from sandbox import process
 from sandbox.engine import LocalEngine
@@ -22,13 +21,6 @@ from sandbox.job import Result, read_progress
 @pytest.fixture
 def world(tmp_path: Path) -> World:
     return World(tmp_path)
-
-
-def until(condition: Callable[[], object], seconds: float = 15.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def finished(engine: LocalEngine, folder: Path) -> Result:

@@ -8,14 +8,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from sandbox_people import world_of
-from sandbox_world import GOOD, World, alive
+from sandbox_world import GOOD, World, alive, until
 
 from sandbox import box, process, warm, warm_inside
 from sandbox.engine import AHEAD, LocalEngine
@@ -32,13 +32,6 @@ def engine_of(world: World) -> Iterator[LocalEngine]:
         yield engine
     finally:
         engine.close()
-
-
-def until(condition: Callable[[], object], seconds: float = 20.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
 
 
 def job_of(world: World, source: Path, **more: object) -> Job:
