@@ -4,17 +4,18 @@ and replies took afterwards.
     experiments = those that the tightest cap leaves room for, and those of the final number
     the rest    = what is spent + further experiments x what one has taken so far
 
-The tightest of these ends it: experiments, wall time, GPU-hours, dollars, tokens, disk; if none is set, nobody knows
-when the proposals run out, and the forecast is of an hour. What one experiment takes counts all that goes with it: tiny
-runs, audits, replies, waiting. Before the first run it is taken from the limits: the budget in seconds, else what a run
-of the last campaign took, else the wall limit of a run (then the forecast is of the fewest experiments). The runs of
-the final number are made only if something is merged: half of them are counted until something is.
+The tightest of these ends it: experiments, wall time, GPU-hours, dollars, tokens, disk, and the list of proposals where
+it has an end (the idea book, the user's patches). If there is none of them, the forecast is of an hour. What one
+experiment takes counts all that goes with it: tiny runs, audits, replies, waiting. Before the first run it is taken
+from the limits: the budget in seconds, else what a run of the last campaign took, else the wall limit of a run (then
+the forecast is of the fewest experiments). The runs of the final number are made only if something is merged: half of
+them are counted until something is.
 
 How far off it may be is told by how much candidates differ (``scatter``): where one in ten is certified, in sixteen
 runs instead of one, nobody can tell from ten of them what thirty more will take. A forecast counts as calibrated once
-the widest of its ranges is a fifth; until then it is ``rough``. It is written to the ledger before the first run, after
-the baseline, once ``ROUGH`` attempts have a verdict, again whenever there are half as many more, and when it is
-calibrated; `ratchet bench caps` holds it against what is spent.
+the widest of its ranges is 15 %, so that few nights in a hundred are off by a fifth; until then it is ``rough``. It is
+written to the ledger before the first run, after the baseline, once ``ROUGH`` attempts have a verdict, again whenever
+there are half as many more, and when it is calibrated; `ratchet bench caps` holds it against what is spent.
 """
 
 from __future__ import annotations
@@ -26,7 +27,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from agent.config import endpoint
-from agent.ledger import Ledger, Mark, State, seconds_between
+from agent.intake import Intake
+from agent.ledger import Attempt, Ledger, Mark, State, seconds_between
 from agent.llm import prices
 from agent.propose import MODELS
 from agent.show.screen import Observer
@@ -36,8 +38,11 @@ from agent.spending import REPORT, Spending
 
 ROUGH = 10
 """Attempts with a verdict from which a forecast rests on what candidates took."""
-CALIBRATED = 0.2
-"""Half the range, as a share of the whole, within which a forecast counts as calibrated."""
+WITHIN = 0.2
+"""What a calibrated forecast promises to be off by at most, as a share of the whole."""
+CALIBRATED = 0.15
+"""Half the 95 % range, as a share of the whole, at which a forecast counts as calibrated. At ``WITHIN`` itself one
+night in fifty was off by more, since a range of eight parts is uncertain too."""
 OFTEN = 1.02
 """Verdicts, as a multiple of those before, after which it is asked again whether the forecast is calibrated by now."""
 BLOCKS, QUANTILE = 8, 2.365
@@ -45,6 +50,8 @@ BLOCKS, QUANTILE = 8, 2.365
 RUNS_A_CANDIDATE = 2.0
 """Before it is known: one on the screening seed and some share of a certification."""
 CHARACTERS_A_TOKEN = 3.5
+LAST = "the last proposal"
+"""What a forecast says that ends a campaign whose list of proposals is shorter than its caps allow."""
 
 
 class Night(Protocol):
@@ -54,6 +61,7 @@ class Night(Protocol):
     ledger: Ledger
     spending: Spending
     observer: Observer
+    intake: Intake
 
     @property
     def state(self) -> State: ...
@@ -86,7 +94,7 @@ class Forecaster:
         if not told and state.campaign.get("proposer") in MODELS:
             self._tell_price()
         self._weighed = judged
-        found = forecast(self._night.site, state, self._night.spending, now, self._before)
+        found = forecast(self._night.site, state, self._night.spending, now, self._before, self._night.intake.left())
         if not due and found["basis"] != "calibrated":
             return
         self._night.ledger.append("forecast", found)
@@ -103,10 +111,11 @@ class Forecaster:
 
 
 def forecast(site: Site, state: State, spending: Spending, now: datetime.datetime,
-             before: float = 0.0) -> dict[str, Any]:
+             before: float = 0.0, proposals: int | None = None) -> dict[str, Any]:
     """The totals of the whole campaign, as data of a ``forecast`` event: experiments, gpu_hours, usd, tokens, hours,
     disk_gb, what ends it, what it is based on (limits, baseline, rough, calibrated), and ``off``: half the 95 % range
-    of each total as a share of it, once that is known."""
+    of each total as a share of it, once that is known. ``proposals``: those still to come, if it is
+    known how many."""
     caps, done = spending.caps, state.trained - sum(run.trains for run in state.open_runs)
     judged = len(state.judged)
     rough = judged >= ROUGH and done > 0
@@ -145,15 +154,20 @@ def forecast(site: Site, state: State, spending: Spending, now: datetime.datetim
         room["tokens"] = (caps.tokens - spent_tokens - dearest) / (prompt + reply) + stock
     if caps.disk_gb and disk_each:
         room["disk"] = (caps.disk_gb * 1e9 - REPORT - disk) / disk_each - back - 1
+    if proposals is not None:
+        room[LAST] = _takes(list(state.attempts.values()), state, done, judged, proposals)[1]
     ends = min(room, key=lambda name: room[name]) if room else HOUR
     more = max(0.0, min(room.values()) if room else 3600 / wall)
+    # where money ends the night, candidates in stock are tried after the last question; else as many are left over
+    asking = max(0.0, more - stock) if ends in ("dollars", "tokens") else more
     finals = 2 * site.config.judge.final_pairs
     if spending.budget_runs is not None:
         finals = min(finals, spending.budget_runs // 3 // 2 * 2)
     finals = finals if state.kept else finals // 2
     totals = {"experiments": done + more + finals, "gpu_hours": (state.held + more * seconds + finals * longest) / 3600,
-              "usd": spent_usd + more * usd + finals * longest / 3600 * caps.usd_per_gpu_hour,
-              "tokens": spent_tokens + more * (prompt + reply),
+              "usd": (spent_usd + asking * dollars
+                      + (more * seconds + finals * longest) / 3600 * caps.usd_per_gpu_hour),
+              "tokens": spent_tokens + asking * (prompt + reply),
               "hours": (worked + more * wall + finals * longest / slots) / 3600}
     certified = any(state.attempts[one.candidate].verdict for one in state.certifications)
     unseen = 0 if certified else 2 * max(site.config.judge.looks)
@@ -188,12 +202,12 @@ def scatter(marks: Sequence[Mark], ends: str, totals: Mapping[str, float], more:
     if n < BLOCKS:
         return {}
     ending = {"wall time": "hours", HOUR: "hours", "GPU-hours": "gpu_hours", "dollars": "usd"}.get(ends, ends)
-    ending = ending if ending in totals else "experiments"  # the disk fills with them
+    ending = ending if ending in (*totals, LAST) else "experiments"  # the disk fills with them
     cuts = [round(part * n / BLOCKS) for part in range(BLOCKS + 1)]
     table = {cut: {"experiments": float(one.experiments), "gpu_hours": one.held / 3600,
                    "usd": one.usd + one.held / 3600 * usd_per_gpu_hour, "tokens": float(one.tokens),
-                   "hours": one.worked / 3600} for cut in cuts for one in (marks[cut],)}
-    mean = {name: (table[n][name] - table[0][name]) / n for name in totals}
+                   "hours": one.worked / 3600, LAST: float(cut)} for cut in cuts for one in (marks[cut],)}
+    mean = {name: (table[n][name] - table[0][name]) / n for name in (*totals, LAST)}
     if mean[ending] <= 0 or mean["experiments"] <= 0:
         return {}
     further = more / mean["experiments"]
@@ -235,16 +249,21 @@ def _reply(site: Site, state: State, done: int, judged: int, pending: int) -> tu
         return 0.0, 0.0, 0.0, 0.0
     asked = [attempt for attempt in state.attempts.values() if attempt.proposal.cost.calls]
     if asked:
-        open_ = [attempt for attempt in asked if attempt.verdict is None]
-        begun = sum(run.trains for attempt in open_ for run in attempt.runs)
-        closed = len(asked) - len(open_)
-        tried = done - begun - (state.upfront or 0)
-        each = tried / closed if judged >= ROUGH and closed and tried > 0 else RUNS_A_CANDIDATE
+        each, stock = _takes(asked, state, done, judged, pending)
         share = 1 / each / len(asked)
-        return (state.paid.prompt_tokens * share, state.paid.completion_tokens * share, state.paid.usd * share,
-                max(0.0, (len(open_) + pending) * each - begun))
+        return (state.paid.prompt_tokens * share, state.paid.completion_tokens * share, state.paid.usd * share, stock)
     editable, protected = site.texts(state.tip)
     prompt = sum(map(len, (*editable.values(), *protected.values()))) / CHARACTERS_A_TOKEN / RUNS_A_CANDIDATE
     reply = site.config.model.max_tokens / RUNS_A_CANDIDATE
     base, name = endpoint(site.config.model)
     return prompt, reply, prices.find(site.config.model, name, base).usd(round(prompt), round(reply)), 0.0
+
+
+def _takes(attempts: Sequence[Attempt], state: State, done: int, judged: int, further: int) -> tuple[float, float]:
+    """(experiments for each of ``attempts``, those that the open ones among them and ``further`` ones ask for)."""
+    open_ = [attempt for attempt in attempts if attempt.verdict is None]
+    begun = sum(run.trains for attempt in open_ for run in attempt.runs)
+    closed = len(attempts) - len(open_)
+    tried = done - begun - (state.upfront or 0)
+    each = tried / closed if judged >= ROUGH and closed and tried > 0 else RUNS_A_CANDIDATE
+    return each, max(0.0, (len(open_) + further) * each - begun)

@@ -21,7 +21,7 @@ from agent.novelty import Novelty
 from agent.opening import FINITE
 from agent.patch import build
 from agent.policy import PatchRefused
-from agent.propose import MODELS, Proposer, add_costs, proposal_id
+from agent.propose import MODELS, Finite, Proposer, add_costs, proposal_id
 from agent.read import Briefing, Lines, brief
 from agent.records import Candidate, Proposal
 from agent.spending import lost
@@ -198,6 +198,12 @@ class Intake:
         """Whether there may be more proposals."""
         return not (self.exhausted or self._spending.questions_spent
                     or self._spending.forbids("pair", self._host.clock()))
+
+    def left(self) -> int | None:
+        """Proposals still to come, where it is known how many."""
+        if self.exhausted:
+            return 0
+        return self._proposer.left(self._state.campaign["preset"]) if isinstance(self._proposer, Finite) else None
 
     def note_reply(self, attempt: Attempt, stage: Literal["patch", "preflight"], why: str, placed: bool = True) -> None:
         """Write down what became of a model's last reply."""

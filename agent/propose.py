@@ -8,7 +8,7 @@ A proposer only proposes. It never sees a box, never decides a merge and never p
 from __future__ import annotations
 
 import re
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from agent.llm.quote import one_line
 from agent.read import Briefing
@@ -41,6 +41,15 @@ class Proposer(Protocol):
         id, and its cost contains the cost of ``proposal``. Raises ProposeFailed when a round was spent in vain;
         its cost is the round's alone.
         """
+        ...
+
+
+@runtime_checkable
+class Finite(Protocol):
+    """A proposer whose list has an end that is known."""
+
+    def left(self, preset: str) -> int:
+        """Proposals still to come under ``preset``."""
         ...
 
 

@@ -40,6 +40,10 @@ class PatchQueue:
         self._left = [patch for patch in patches if patch.source not in set(done)]
         self.ended = ""
 
+    def left(self, preset: str) -> int:
+        """Patches still to propose, whatever the preset."""
+        return len(self._left)
+
     def next(self, briefing: Briefing) -> Proposal | None:
         if not self._left:
             self.ended = "every patch of the queue was attempted"

@@ -18,7 +18,7 @@ import pytest
 from agent.campaign import Campaign
 from agent.config import Caps, Model, parse
 from agent.errors import UserError
-from agent.forecast import forecast, scatter
+from agent.forecast import LAST, forecast, scatter
 from agent.ledger import Mark
 from agent.llm import prices
 from agent.records import Cost, Proposal, Result, Run, Verdict
@@ -33,10 +33,11 @@ from tests.test_hooks import one_then_end
 NOW = datetime.datetime(2026, 3, 1, 22, 0, 10, tzinfo=datetime.UTC)
 
 
-def opened(folder: Path, pending: int = 0, slots: int = 2, **caps: float) -> tuple[Night, Spending]:
+def opened(folder: Path, pending: int = 0, slots: int = 2, proposer: str = "ideas",
+           **caps: float) -> tuple[Night, Spending]:
     text = '[train]\ncommand = "python t.py"\n[evaluate]\npattern = "loss: (.*)"\naudit = 0\n[judge]\nfinal_pairs = 2\n'
     config = parse(text, "ratchet.toml").model_copy(update={"caps": Caps.model_validate(caps)})
-    night = Night(folder / "runs", "n")
+    night = Night(folder / "runs", "n", proposer=proposer)
     site = Site(night.folder, "", "a" * 40, config, None, ("cpu",) * slots, 0, 0)
     return night, Spending(site, night.state, None, None, lambda: pending)
 
@@ -223,6 +224,39 @@ def test_a_forecast_of_a_campaign_without_a_cap_looks_an_hour_ahead_and_says_so(
     assert "; ended by GPU-hours; " in forecast_line(found | {"ends": "GPU-hours"})
 
 
+def test_a_forecast_of_a_list_with_an_end_ends_with_its_last_proposal(tmp_path: Path) -> None:
+    night, spending = opened(tmp_path, slots=1, experiments=500)
+    before = forecast(spending.site, night.state, spending, NOW, proposals=6)
+    assert (before["ends"], before["experiments"]) == (LAST, 2 * 6 + 2)  # half of four final runs: no merge yet
+    train(night, 1, 100)
+    for number in range(2, 14):
+        judged(night, number)
+    ask(night, 14, 0.0, 0)
+    found = forecast(spending.site, night.state, spending, night._now, proposals=5)
+    assert (found["ends"], found["experiments"]) == (LAST, round(13 + 13 / 12 * 6 + 2))  # one is in work
+    assert "ended by the last proposal; " in forecast_line(found)
+    assert forecast(spending.site, night.state, spending, night._now, proposals=5000)["ends"] == "experiments"
+
+
+@pytest.mark.parametrize("what", ["usd", "tokens"])
+def test_what_lies_in_stock_is_not_paid_for_again(tmp_path: Path, what: str) -> None:
+    """Where money ends the night; where time does, as many candidates are left over as lie there now."""
+    per = 0.5 if what == "usd" else 100
+    for pending in (0, 4):
+        night, spending = opened(tmp_path / str(pending), pending, 1, "llm", **{what: 40 * per})
+        train(night, 0, 100)
+        for number in range(1, 21):
+            train(night, number, 100)
+            ask(night, number, 0.5, 100)
+            night.ledger.append("verdict", Verdict(f"{number:03d}-x", "rejected", "judge", "no"))
+            night._now += datetime.timedelta(seconds=100)
+        for number in range(21, 25):
+            ask(night, number, 0.5, 100)  # on the shelf
+        found = forecast(spending.site, night.state, spending, night._now)
+        assert found["ends"] == {"usd": "dollars"}.get(what, what)
+        assert 38.9 * per <= found[what] <= 40 * per, (pending, found)
+
+
 def marks_of(tried: list[tuple[int, int]]) -> list[Mark]:
     """Marks of candidates that took so many experiments of 10 s and so many tokens each."""
     found = [Mark(0, 0.0, 0.0, 0, 0.0)]
@@ -234,15 +268,16 @@ def marks_of(tried: list[tuple[int, int]]) -> list[Mark]:
 
 
 def test_the_range_of_a_forecast_holds_what_is_spent_19_times_in_20() -> None:
-    """Of simulated campaigns in which one candidate in seven takes 17 experiments instead of one, ended by tokens or by
-    experiments, at half of the night."""
-    dice, held, widths = random.Random(0), {"tokens": 0, "experiments": 0}, list[float]()
-    for number in range(600):
-        ends = ("tokens", "experiments")[number % 2]
+    """Of simulated campaigns in which one candidate in seven takes 17 experiments instead of one, ended by tokens, by
+    experiments or with their proposals, at half of the night."""
+    dice, widths = random.Random(0), list[float]()
+    held = {"tokens": 0, "experiments": 0, LAST: 0}
+    for number in range(900):
+        ends = ("tokens", "experiments", LAST)[number % 3]
         tried = [(17 if dice.random() < 1 / 7 else 1, dice.randrange(50, 150)) for _ in range(160)]
         half = marks_of(tried[:80])
         each = {"experiments": half[-1].experiments / 80, "tokens": half[-1].tokens / 80}
-        room = 80 * each[ends]  # what is left of that which ends it
+        room = 80 * each.get(ends, 1)  # what is left of that which ends it
         more = 80 * each["experiments"]
         totals = {"experiments": 160 * each["experiments"], "tokens": 160 * each["tokens"]}
         off = scatter(half, ends, totals, more, 0.0)
@@ -250,11 +285,11 @@ def test_the_range_of_a_forecast_holds_what_is_spent_19_times_in_20() -> None:
         left = room
         while left > 0:
             runs_, tokens = (17 if dice.random() < 1 / 7 else 1, dice.randrange(50, 150))
-            left -= tokens if ends == "tokens" else runs_
+            left -= {"tokens": tokens, "experiments": runs_}.get(ends, 1)
             spent = [spent[0] + runs_, spent[1] + tokens]
-        other = "experiments" if ends == "tokens" else "tokens"
+        other = "tokens" if ends == "experiments" else "experiments"
         true = spent[0] if other == "experiments" else spent[1]
-        held[other] += abs(totals[other] - true) <= off[other] * totals[other]
+        held[ends] += abs(totals[other] - true) <= off[other] * totals[other]
         widths.append(off[other])
     assert all(0.92 <= share / 300 <= 0.995 for share in held.values()), held
     assert 0.15 < statistics.median(widths) < 0.5
