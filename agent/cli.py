@@ -391,7 +391,8 @@ def edge(arguments: Sequence[str]) -> int:
     except Exception as error:
         return _crashed(error)
     if code == 130:
-        print("stopped; the same command goes on from here", file=sys.stderr)
+        resumes = arguments[:1] != ["bench"]
+        print("stopped; the same command goes on from here" if resumes else "stopped", file=sys.stderr)
     return code
 
 

@@ -5,8 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
+import signal
 import statistics
+import subprocess
+import sys
+import time
 
+import psutil
 import pytest
 
 from agent.bench import command, policy
@@ -15,6 +21,7 @@ from agent.bench.worlds import REGIMES, World
 from agent.cli import edge
 from agent.errors import UserError
 from agent.gate import Settings
+from sandbox import process
 
 KEYS = {"true_gain", "se", "false_patch_share", "false_units", "reported_over_true", "ci_coverage", "runs"}
 GREEDY = {"easy": 279, "h100": 237, "real": 163, "hard": 36}
@@ -104,6 +111,23 @@ def test_side_by_side_runs_cost_little() -> None:
     eight = [play(Task("default", "real", 600_000 + number, 300, 0.0, False, slots=8)) for number in range(6)]
     assert all(record.runs <= 300 for record in [*one, *eight])
     assert statistics.fmean(r.gain for r in eight) > 0.6 * statistics.fmean(r.gain for r in one)
+
+
+def test_a_stop_told_to_the_whole_group_ends_the_workers_too() -> None:
+    """As Ctrl-C and ``timeout`` do."""
+    options = ["--jobs", "2", "--campaigns", "2000", "--policies", "greedy", "--runs", "700"]
+    bench = subprocess.Popen([sys.executable, "-m", "agent.cli", "bench", "policy", *options], start_new_session=True,
+                             text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    workers: list[int] = []
+    end = time.monotonic() + 60
+    while len(workers) < 3 and bench.poll() is None and time.monotonic() < end:  # two, and the tracker of resources
+        time.sleep(0.05)
+        workers = process.children(bench.pid)
+    os.killpg(bench.pid, signal.SIGTERM)
+    _, err = bench.communicate(timeout=40)
+    assert (bench.returncode, err) == (130, "stopped\n")
+    assert len(workers) >= 3
+    assert not psutil.wait_procs([psutil.Process(pid) for pid in workers if psutil.pid_exists(pid)], timeout=5)[1]
 
 
 def test_wrong_options_are_one_line(capsys: pytest.CaptureFixture[str]) -> None:

@@ -12,6 +12,7 @@ import argparse
 import math
 import multiprocessing
 import os
+import signal
 import statistics
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ProcessPoolExecutor
@@ -136,7 +137,15 @@ def _played(tasks: Sequence[Task], jobs: int) -> Iterable[Record]:
         yield from map(play, tasks)
         return
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        yield from pool.map(play, tasks, chunksize=4)
+        # Ctrl-C, and the end of a time limit, are told to the whole group. Workers that died of it would leave the
+        # pool's own thread dead and this process waiting for it, so they are born deaf: here the tasks that wait are
+        # given up, and those in work take a second or so.
+        heard = signal.pthread_sigmask(signal.SIG_BLOCK, (signal.SIGINT, signal.SIGTERM))
+        try:
+            records = pool.map(play, tasks)  # starts the workers
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, heard)
+        yield from records
 
 
 def play(task: Task) -> Record:
