@@ -18,23 +18,28 @@ gain at least (the end nearer to zero of its interval). So a merge whose certifi
 beside the later ones, lies beyond its margin and falls under the guarantee. A commit that no certificate
 stands behind has the whole margin.
 
+What a commit is worth is asked beside all the others, so where some do harm nothing is known of the rest without them:
+one of those that do goes, and the rest is asked again (``unsettled``).
+
 Does not cover: differences far from Gaussian; merges that help only together (each alone may then be undecided or
 removed, and the combined test measures the rest); several audits of one campaign, each of which has an alpha of its
-own.
+own, those that ask again too.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 from agent.evidence import Sample, sample
-from agent.records import Estimate
+from agent.records import Ablation, Estimate, Removal
 
 Outcome = Literal["keep", "remove", "undecided"]
 SHARE = 0.5
 """Of what a merge was certified to gain at least, the most that its removal may lose."""
+FAILS = "the tip fails"
+"""The rule by which a commit goes without which alone the tip runs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +108,20 @@ def decide(effects: Sequence[float], allowed: float, rule: Rule) -> Decision | i
     if n == last:
         return Decision("undecided", f"{n} pairs show neither that it helps nor that it can go", evidence)
     return min(look for look in rule.looks if look > n)
+
+
+def harmful(evidence: Mapping[str, float | str]) -> bool:
+    """Whether what was shown is that the tip is better without it, not only little worse."""
+    return evidence.get("rule") == FAILS or float(evidence.get("high", 0.0)) < 0
+
+
+def unsettled(audit: int, found: Sequence[Ablation], removals: Sequence[Removal]) -> bool:
+    """Whether that audit took out what does harm, and of some other commit did not show that the tip needs it: that
+    must be asked again, since it was measured beside what did harm."""
+    taken = {commit for one in removals if one.audit == audit for commit in one.removes}
+    alone = {one.commits[0]: one for one in found if one.audit == audit and len(one.commits) == 1}
+    return bool(taken) and all(harmful(alone[commit].evidence) for commit in taken) and any(
+        one.outcome != "keep" for commit, one in alone.items() if commit not in taken)
 
 
 def bounds(found: Sample, level: float) -> tuple[float, float]:

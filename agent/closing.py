@@ -4,6 +4,7 @@
     ablate      the tip against the tip without each, on fresh seeds; a commit drops out once it is decided
     combine     where several may go, the tip without all of them, on other fresh seeds
     remove      one commit on the accepted branch, whose tree is the one that was measured
+    again       after what does harm was taken out: the rest is asked again beside what is left, by an audit of its own
     close       start against the tip that is left, and how much sooner that tip is where the start ends
 
 It works in the campaign's folder: its clone, ledger, bank and slots. So every run and decision is in the ledger, runs
@@ -27,7 +28,8 @@ import dataclasses
 import shutil
 from pathlib import Path
 
-from agent import ablation, audits, git, git_trees, merge, report, runs
+from agent import ablation, audits, git, merge, report, runs
+from agent.audit_plan import plan, runs_at_most
 from agent.bank import Bank
 from agent.config import Config
 from agent.errors import UserError
@@ -36,8 +38,7 @@ from agent.ledger import Clock, Ledger, State, replay, utc_now
 from agent.measure import Slots, forget_weights
 from agent.needs import Need, Needs
 from agent.opening import Options, reopen_finished
-from agent.patch import rebuilt
-from agent.records import Ablation, Closing, Examined, Gain, Merge, Pair, Plan, Result, Run
+from agent.records import Ablation, Closing, Gain, Pair, Plan, Result, Run
 from agent.show.screen import Observer
 from agent.site import Site
 from agent.sooner import sooner
@@ -54,88 +55,6 @@ FAILING = 2
 PAIRS = 8
 
 
-def plan(state: State, repo: Path, config: Config, pairs: int) -> Plan:
-    """What an audit of the accepted branch would examine, and how. Reads the clone; writes loose objects at most.
-
-    Raises UserError when the branch does not stand on the campaign's start.
-    """
-    start, tip = str(state.campaign["start"]), git.resolve(repo, git.ACCEPTED)
-    try:
-        line = git.history(repo, start, tip or "")
-    except git.GitError as error:
-        raise UserError(f"The accepted branch does not stand on the run's start {start[:12]}.",
-                        f"Move it back:  git --git-dir {repo} update-ref {git.ACCEPTED} {state.tip[:12]}") from error
-    merged = {one.new_tip: one for one in state.merges}
-    gone = {commit for one in state.removals for commit in one.removes} | {one.new_tip for one in state.removals}
-    gone |= {one.new_tip for one in state.merges} - {one.new_tip for one in state.kept}
-    gone |= {one.new_tip for one in state.reverts}
-    judge, prefix = config.judge, str(state.campaign.get("prefix") or "")
-    now = _tip_steps(state)
-    kept = [entry for entry in line if entry[0] not in gone]
-    # where all of it is known, a merge between neighbours can be left out by making the others' edits again
-    known = [merged[commit] for commit, _, _ in kept if commit in merged]
-    whole = len(known) == len(kept)
-    commits = []
-    for commit, parent, title in kept:
-        tree = git.without(repo, str(tip), [commit])
-        if tree is None and whole:
-            tree = rebuilt(repo, prefix, start, [state.attempts[one.candidate].proposal for one in known
-                                                 if one.new_tip != commit], config.source)
-        commits.append(_examined(state, repo, config, str(tip), commit, parent, title, tree or "", now))
-    margin = ablation.margin(judge.audit_margin, judge.floor, None)
-    return Plan(len(state.plans) + 1, str(tip), now, pairs, judge.alpha, margin, tuple(commits))
-
-
-def _examined(state: State, repo: Path, config: Config, tip: str, commit: str, parent: str, title: str, tree: str,
-              now: int) -> Examined:
-    """``tree``: the tip without it, or empty."""
-    merged = next((one for one in state.merges if one.new_tip == commit), None)
-    prefix, note = str(state.campaign.get("prefix") or ""), ""
-    if not tree:
-        note = "later commits build on it"
-    elif tree == git.resolve(repo, tip, "tree"):
-        tree, note = "", "nothing of it is left in the tip"
-    judge = config.judge
-    if merged is None:
-        paths = [change.path.removeprefix(f"{prefix}/") for change in git_trees.diff_raw(repo, parent, commit)]
-        held = [path for path in paths if git.matches(path, config.source.protected)]
-        told = "the ledger does not know it" + (f"; it changes protected {', '.join(held)}" if held else "")
-        return Examined(commit, title, tree, now, ablation.margin(judge.audit_margin, judge.floor, None), "",
-                        "; ".join(part for part in (told, note) if part))
-    verdict = state.attempts[merged.candidate].verdict
-    certified = verdict.estimate if verdict else None
-    return Examined(commit, title, tree, _steps_without(state, merged, now),
-                    ablation.margin(judge.audit_margin, judge.floor, certified), merged.candidate, note)
-
-
-def _tip_steps(state: State) -> int:
-    """Steps of the tip that the ledger knows."""
-    if state.reverted:
-        return state.reverted.steps
-    if state.removals:
-        return state.removals[-1].steps
-    return _steps_of(state, state.merges[-1]) if state.merges else int(state.campaign["steps"])
-
-
-def _steps_of(state: State, merged: Merge) -> int:
-    runs_ = state.attempts[merged.candidate].runs
-    return next((r.steps for r in reversed(runs_) if r.purpose == "pair"), int(state.campaign["steps"]))
-
-
-def _steps_without(state: State, merged: Merge, now: int) -> int:
-    """The tip's steps, less what this merge changed in them, and never more than the start's."""
-    place, start = state.merges.index(merged), int(state.campaign["steps"])
-    before = _steps_of(state, state.merges[place - 1]) if place else start
-    return min(start, round(now * before / _steps_of(state, merged))) if now else 0
-
-
-def runs_at_most(found: Plan, final_pairs: int) -> int:
-    """Training runs of a plan if no commit is decided early, several are removed, and none is known yet."""
-    count = sum(bool(one.tree) for one in found.commits)
-    together = 2 * found.pairs if count > 1 else 0
-    return found.pairs * (1 + count) * bool(count) + together + 2 * final_pairs
-
-
 def audit(options: Options, name: str, pairs: int | None, observer: Observer, clock: Clock = utc_now) -> State:
     """Audit the finished run ``name`` to its end, and write its report again. Raises UserError."""
     folder = runs.resolve(options.runs.resolve(), name)
@@ -150,6 +69,10 @@ def audit(options: Options, name: str, pairs: int | None, observer: Observer, cl
             else:
                 closing = _open(options, folder, ledger, pairs, observer, clock, at_end)
                 closing.whole()
+                while unsettled(ledger.state):
+                    drawn = _draw(ledger, folder / "repo.git", closing.site.config, pairs, observer)
+                    closing = ClosingAudit(closing.site, closing.engine, ledger, drawn, observer, clock)
+                    closing.whole()
                 report.write(ledger.state, folder)
         finally:
             ledger.close()
@@ -163,9 +86,16 @@ def check_finished(state: State, folder: Path) -> None:
 
 
 def closed(state: State, repo: Path) -> bool:
-    """Whether the newest audit came to its end and the accepted branch is where it left it."""
+    """Whether the newest audit came to its end, left nothing to ask again, and the accepted branch is where it left
+    it."""
     return bool(state.closings) and len(state.closings) == len(state.plans) and (
+        not unsettled(state)) and (
         git.resolve(repo, git.ACCEPTED) == state.closings[-1].tip)
+
+
+def unsettled(state: State) -> bool:
+    """Whether the newest audit left something to ask again."""
+    return ablation.unsettled(len(state.plans), state.ablations, state.removals)
 
 
 def _open(options: Options, folder: Path, ledger: Ledger, pairs: int | None, observer: Observer, clock: Clock,
@@ -173,17 +103,29 @@ def _open(options: Options, folder: Path, ledger: Ledger, pairs: int | None, obs
     state, repo = ledger.state, folder / "repo.git"
     config = Config.model_validate(state.campaign["config"])
     begun = len(state.plans) > len(state.closings)
-    drawn = state.plans[-1] if begun else plan(state, repo, config, pairs or PAIRS)
+    drawn = state.plans[-1] if begun else plan(state, repo, config, _pairs(state, pairs))
     unread = any(not one.candidate for one in drawn.commits)
     site, engine = reopen_finished(options, folder, state, unread, observer, at_end)
     if not begun:
-        for one in drawn.commits:
-            if one.note:
-                observer.note(f"{one.commit[:12]} {one.title}: {one.note}")
-        ledger.append("audit", drawn)
+        _draw(ledger, repo, config, pairs, observer)
     elif pairs not in (None, drawn.pairs):
         observer.note(f"going on with the audit that was begun, with {drawn.pairs} pairs")
-    return ClosingAudit(site, engine, ledger, drawn, observer, clock)
+    return ClosingAudit(site, engine, ledger, state.plans[-1], observer, clock)
+
+
+def _draw(ledger: Ledger, repo: Path, config: Config, pairs: int | None, observer: Observer) -> Plan:
+    """Write the plan of a new audit."""
+    drawn = plan(ledger.state, repo, config, _pairs(ledger.state, pairs))
+    for one in drawn.commits:
+        if one.note:
+            observer.note(f"{one.commit[:12]} {one.title}: {one.note}")
+    ledger.append("audit", drawn)
+    return drawn
+
+
+def _pairs(state: State, wanted: int | None) -> int:
+    """Pairs a commit: those wanted, those of the audit that is gone on with, or the usual ones."""
+    return wanted or (state.plans[-1].pairs if unsettled(state) else PAIRS)
 
 
 class ClosingAudit:
@@ -191,7 +133,8 @@ class ClosingAudit:
 
     def __init__(self, site: Site, engine: Engine, ledger: Ledger, drawn: Plan, observer: Observer,
                  clock: Clock) -> None:
-        self.site, self.ledger, self.plan, self.observer, self.clock = site, ledger, drawn, observer, clock
+        self.site, self.engine, self.ledger, self.plan, self.observer, self.clock = (
+            site, engine, ledger, drawn, observer, clock)
         self.bank, self.slots = Bank(site, ledger.state), Slots(site, engine)
         self.needs = Needs(site, ledger, self.bank, self.slots)
         config = site.config
@@ -271,7 +214,7 @@ class ClosingAudit:
             sound = not any(r.fault for r in runs_) and not any(r.fault for r in self.audited([runs_[0], runs_[-1]]))
             reason = "the tip fails with it and runs without it" if sound else "the tip fails with it and without it"
             self.record(Ablation(self.plan.audit, (one.commit,), one.tree, "remove" if sound else "undecided", reason,
-                                 evidence={"rule": "the tip fails"}))
+                                 evidence={"rule": ablation.FAILS}))
 
     def decide(self, commits: tuple[str, ...], tree: str, steps: int, margin: float, seeds: list[int]) -> None:
         """Write what these pairs show, if anything."""
@@ -345,16 +288,22 @@ class ClosingAudit:
         self.ledger.append("removal", pending)
 
     def chosen(self) -> Ablation | None:
-        """What is removed: the one commit; of several all, where that is shown too, else the worst alone."""
+        """What is removed. Of what does harm one commit, for nobody knows yet what the others are worth without it:
+        one that the ledger does not know before a certified one, then the worst. Else all that may go, where it is
+        shown that they may go together, or the worst alone."""
         gone = [one for key, one in self.found.items() if len(key) == 1 and one.outcome == "remove"]
-        if len(gone) < 2:
-            return gone[0] if gone else None
-        commits = tuple(one.commits[0] for one in gone)
-        worst = min(gone, key=lambda one: self.sign * one.estimate.effect if one.estimate else float("-inf"))
+        known = {one.commit for one in self.plan.commits if one.candidate}
+        gone.sort(key=lambda one: (one.commits[0] in known and ablation.harmful(one.evidence),
+                                   self.sign * one.estimate.effect if one.estimate else float("-inf")))
+        harmful = [one for one in gone if ablation.harmful(one.evidence)]
+        if harmful or len(gone) < 2:
+            return next(iter(harmful or gone), None)
+        may_go = {one.commits[0] for one in gone}
+        commits = tuple(one.commit for one in self.plan.commits if one.commit in may_go)
         if commits not in self.found:
             self.together(commits)
         both = self.found[commits]
-        return both if both.outcome == "remove" else worst
+        return both if both.outcome == "remove" else gone[0]
 
     def together(self, commits: tuple[str, ...]) -> None:
         """Measure the tip without all of ``commits`` on seeds of its own."""
@@ -405,6 +354,10 @@ class ClosingAudit:
             self.state.removals[-1].steps if self.state.removals and self.state.removals[-1].new_tip == tip
             else self.plan.steps)
         if self.bank.tree(start) == self.bank.tree(tip):
+            self.ledger.append("audited", Closing(self.plan.audit, tip))
+            return
+        if unsettled(self.state):
+            self.observer.note("what did harm is out; the rest is asked again without it")
             self.ledger.append("audited", Closing(self.plan.audit, tip))
             return
         self.observer.phase("closing audit: the start against the tip")
@@ -490,6 +443,6 @@ def dry(folder: Path, pairs: int | None) -> tuple[Plan, int, State]:
     check_finished(state, folder)
     config = Config.model_validate(state.campaign["config"])
     begun = len(state.plans) > len(state.closings)
-    drawn = state.plans[-1] if begun else plan(state, folder / "repo.git", config, pairs or PAIRS)
+    drawn = state.plans[-1] if begun else plan(state, folder / "repo.git", config, _pairs(state, pairs))
     done = closed(state, folder / "repo.git")
     return drawn, 0 if done else runs_at_most(drawn, config.judge.final_pairs), state

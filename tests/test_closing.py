@@ -150,20 +150,52 @@ def test_true_merges_stay_and_a_smuggled_harmful_one_goes(finished: Path, capsys
     assert "## Closing audit" in next(finished.glob("report/*.md")).read_text(encoding="utf-8")
 
 
-def test_a_killed_audit_goes_on_to_the_same_end(finished: Path) -> None:
-    smuggle(finished / "repo.git", tiny.KNOWN["more uniform"].edit)
+def killed_audit(finished: Path, event: str, count: int) -> None:
+    """An audit that dies by SIGKILL once the ledger holds ``count`` such events."""
     process = subprocess.Popen([sys.executable, "-m", "agent.cli", *AUDIT], cwd=finished.parent.parent,
                                env=os.environ | {"PYTHONPATH": str(ROOT)}, stdout=subprocess.DEVNULL,
                                stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 60
-    while sum('"ablation"' in line for line in (finished / "ledger.jsonl").read_text().splitlines()) < 5:
+    while sum(f'"{event}"' in line for line in (finished / "ledger.jsonl").read_text().splitlines()) < count:
         assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.02)
     process.send_signal(signal.SIGKILL)
     process.wait()
+
+
+def test_a_merge_that_seems_harmful_beside_a_harmful_commit_is_asked_again_without_it(
+        finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The commit turns a constant round that a merge has tuned, so beside it the merge does harm too. Killed between
+    the two audits, too."""
+    mixed = "(1 - settings.BACKOFF) * (n + settings.SMOOTHING) / size + settings.BACKOFF * unigram[b]"
+    own = mixed.replace("settings.BACKOFF", "(0.9 - settings.BACKOFF)")
+    bad = smuggle(finished / "repo.git", Edit("train.py", mixed, own))
+    killed_audit(finished, "audited", 1)
+    assert cli.edge(["log", "n"]) == 0 and "the same command goes on" in capsys.readouterr().out
+    assert cli.edge([*AUDIT[:2], *AUDIT[4:]]) == 0  # with the pairs that it was begun with
+    shown = capsys.readouterr().out
+    assert shown.count("closing audit of") == 2 and "asked again" in shown and "unchanged" in shown
+    state = load(finished)
+    first, second = ({one.commits[0]: one.outcome for one in state.ablations if one.audit == audit} for audit in (1, 2))
+    assert first[bad] == "remove" and sorted(first.values()) == ["not separable", "remove", "remove"]
+    assert sorted(second.values()) == ["keep", "keep"] and len(second) == 2
+    assert [one.removes for one in state.removals] == [(bad,)] and [one.pairs for one in state.plans] == [4, 4]
+    assert git.resolve(finished / "repo.git", state.tip, "tree") == git.resolve(
+        finished / "repo.git", state.merges[-1].new_tip, "tree")
+    assert [one.gain is None for one in state.closings] == [True, False]
+
+    size = (finished / "ledger.jsonl").stat().st_size
+    assert cli.edge([*AUDIT, "--json"]) == 0 and (finished / "ledger.jsonl").stat().st_size == size
+    told = json.loads(capsys.readouterr().out)
+    assert told["removed"] == [] and told["earlier"][0]["removed"] == [bad]
+
+
+def test_a_killed_audit_goes_on_to_the_same_end(finished: Path) -> None:
+    smuggle(finished / "repo.git", tiny.KNOWN["more uniform"].edit)
+    killed_audit(finished, "ablation", 5)
     assert cli.edge(AUDIT) == 0
     state = load(finished)
-    assert len(state.plans) == len(state.closings) == len(state.removals) == 1
+    assert (len(state.plans), len(state.closings), len(state.removals)) == (2, 2, 1)
     done = [(run.tree, run.seed, run.audits) for run in state.runs.values() if run.purpose in ("ablation", "final")
             and state.results[run.id].fault is None]
     assert len(done) == len(set(done))
