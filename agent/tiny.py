@@ -77,6 +77,16 @@ def write_foreign_target(folder: Path) -> None:
     write_repository(folder, foreign_files() | {"README.md": "# Fits a line\n", "ratchet.toml": _CONFIG_FOREIGN})
 
 
+def write_timed_target(folder: Path, settings: str, body: str, tables: str) -> None:
+    """A trainer for benches as a repository in ``folder``: it sleeps and prints a loss, over 100 steps.
+
+    ``settings``: its editable file, ``settings.py``; ``body``: what its run does between ``seed``, ``steps`` and the
+    line with ``loss``; ``tables``: [judge] and what follows of its ratchet.toml.
+    """
+    write_repository(folder, {"settings.py": settings, "train.py": _TIMED.replace("BODY\n", body),
+                              "ratchet.toml": _CONFIG_TIMED + tables})
+
+
 def foreign_files() -> dict[str, str]:
     """The source of the line fit, by path."""
     return {"src/line/__init__.py": "", "src/line/fit.py": _FIT, "tools/score.py": _SCORE}
@@ -438,3 +448,35 @@ direction = "max"
 unit = "steps"
 amount = 30
 """ + _RULE
+
+_TIMED = """import random
+import sys
+import time
+
+import settings
+
+seed, steps = int(sys.argv[1]), int(sys.argv[2])
+BODY
+print(f'loss: {loss:.6f}')
+"""
+
+_CONFIG_TIMED = """name = "sleeper"
+
+[train]
+command = "python train.py {seed} {steps}"
+
+[evaluate]
+pattern = 'loss: ([0-9.]+)'
+
+[source]
+editable = ["settings.py"]
+
+[metric]
+name = "loss"
+
+[budget]
+unit = "steps"
+amount = 100
+probe_steps = 2
+
+"""

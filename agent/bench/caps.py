@@ -225,34 +225,12 @@ def _largest(place: Path) -> int:
 
 
 def _write_target(folder: Path, world: World, base_url: str) -> None:
-    tiny.write_repository(folder, {
-        "settings.py": "".join(f"BETTER_{number:03d} = 0\nWORSE_{number:03d} = 0\n" for number in range(1, 600)),
-        "train.py": "import random\nimport sys\nimport time\n\nimport settings\n\nseed, steps = int(sys.argv[1]), "
-                    "int(sys.argv[2])\ndice = random.Random(seed)\n"
-                    f"time.sleep({world.train} * dice.uniform(0.8, 1.2) * steps / 100)\n"
-                    "on = [name for name, value in vars(settings).items() if value == 1]\n"
-                    "loss = 3 + sum(-0.02 if name[0] == 'B' else 0.01 for name in on)\n"
-                    "print(f'loss: {loss + dice.gauss(0, 0.01):.6f}')\n",
-        "ratchet.toml": f"""name = "sleeper"
-
-[train]
-command = "python train.py {{seed}} {{steps}}"
-
-[evaluate]
-pattern = 'loss: ([0-9.]+)'
-
-[source]
-editable = ["settings.py"]
-
-[metric]
-name = "loss"
-
-[budget]
-unit = "steps"
-amount = 100
-probe_steps = 2
-
-[judge]
+    settings = "".join(f"BETTER_{number:03d} = 0\nWORSE_{number:03d} = 0\n" for number in range(1, 600))
+    tiny.write_timed_target(folder, settings, f"""dice = random.Random(seed)
+time.sleep({world.train} * dice.uniform(0.8, 1.2) * steps / 100)
+on = [name for name, value in vars(settings).items() if value == 1]
+loss = 3 + sum(-0.02 if name[0] == 'B' else 0.01 for name in on) + dice.gauss(0, 0.01)
+""", f"""[judge]
 policy = "{world.policy}"
 final_pairs = 2
 
@@ -268,5 +246,4 @@ name = "stub"
 repairs = 0
 usd_per_million_prompt = {USD_PER_TOKEN * 1e6}
 usd_per_million_completion = {USD_PER_TOKEN * 1e6}
-"""})
-
+""")

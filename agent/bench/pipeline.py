@@ -232,36 +232,14 @@ def lengthen(ledger: Path, wanted: int) -> None:
 
 def write_sleeper(folder: Path, seconds: float, model: str) -> None:
     """A target whose run of 100 steps sleeps for ``seconds``. ``model``: its tables [model] and [[models]]."""
-    tiny.write_repository(folder, {
-        "settings.py": "WORSE = 0\n",
-        "train.py": "import sys\nimport time\n\nimport settings\n\nseed, steps = int(sys.argv[1]), int(sys.argv[2])\n"
-                    f"time.sleep({seconds} * steps / 100)\n"
-                    "print(f'loss: {1 + 0.001 * settings.WORSE + 0.01 * (seed % 7):.6f}')\n",
-        "ratchet.toml": f"""name = "sleeper"
-
-[train]
-command = "python train.py {{seed}} {{steps}}"
-
-[evaluate]
-pattern = 'loss: ([0-9.]+)'
-
-[source]
-editable = ["settings.py"]
-
-[metric]
-name = "loss"
-
-[budget]
-unit = "steps"
-amount = 100
-probe_steps = 2
-
-[judge]
+    tiny.write_timed_target(folder, "WORSE = 0\n", f"""time.sleep({seconds} * steps / 100)
+loss = 1 + 0.001 * settings.WORSE + 0.01 * (seed % 7)
+""", f"""[judge]
 policy = "single"
 floor = 0.0001
 final_pairs = 2
 
-{model}"""})
+{model}""")
 
 
 def _campaign(folder: Path, case: Case, level: int, say: Say, stop: bool = False) -> list[tuple[float, float]]:
