@@ -260,10 +260,19 @@ def _reply(site: Site, state: State, done: int, judged: int, pending: int) -> tu
 
 
 def _takes(attempts: Sequence[Attempt], state: State, done: int, judged: int, further: int) -> tuple[float, float]:
-    """(experiments for each of ``attempts``, those that the open ones among them and ``further`` ones ask for)."""
-    open_ = [attempt for attempt in attempts if attempt.verdict is None]
-    begun = sum(run.trains for attempt in open_ for run in attempt.runs)
-    closed = len(attempts) - len(open_)
-    tried = done - begun - (state.upfront or 0)
-    each = tried / closed if judged >= ROUGH and closed and tried > 0 else RUNS_A_CANDIDATE
-    return each, max(0.0, (len(open_) + further) * each - begun)
+    """(experiments for each of ``attempts``, those that the open ones among them and ``further`` ones ask for).
+
+    An open one that has had b runs is expected to ask for as many more as closed ones of more than b did on average
+    (the mean residual life): one that is being certified has most of its runs before it.
+    """
+    closed = [sum(run.trains for run in one.runs) for one in attempts if one.verdict is not None]
+    begun = [sum(run.trains for run in one.runs) for one in attempts if one.verdict is None]
+    tried = done - sum(begun) - (state.upfront or 0)
+    known = judged >= ROUGH and closed and tried > 0
+    each = tried / len(closed) if known else RUNS_A_CANDIDATE
+    beside = tried / sum(closed) if known and sum(closed) else 1.0  # with the incumbents' runs
+    to_come = 0.0
+    for runs in begun:
+        longer = [total - runs for total in closed if total > runs] if runs and known else []
+        to_come += beside * sum(longer) / len(longer) if longer else max(0.0, each - runs)
+    return each, to_come + further * each

@@ -238,6 +238,25 @@ def test_a_forecast_of_a_list_with_an_end_ends_with_its_last_proposal(tmp_path: 
     assert forecast(spending.site, night.state, spending, night._now, proposals=5000)["ends"] == "experiments"
 
 
+def test_a_candidate_in_certification_has_most_of_its_runs_before_it(tmp_path: Path) -> None:
+    """Twelve took one run, two took nine; one has had four by now, and nothing comes after it."""
+    night, spending = opened(tmp_path, slots=1, experiments=500)
+    number = 0
+    for candidate, runs in enumerate([1] * 6 + [9] + [1] * 6 + [9] + [4], 1):
+        ask(night, candidate, 0.0, 0)
+        for _ in range(runs):
+            number += 1
+            name = f"r{number}"
+            night.ledger.append("run_started", Run(name, "pair", "d" * 40, number, 300, "cpu", f"jobs/{name}",
+                                                   candidate=f"{candidate:03d}-x"))
+            night.ledger.append("run_finished", Result(name, None, scores={"val": Score(1.0)}, seconds=100))
+        if candidate < 15:
+            night.ledger.append("verdict", Verdict(f"{candidate:03d}-x", "rejected", "judge", "no"))
+    found = forecast(spending.site, night.state, spending, night._now, proposals=0)
+    assert (found["ends"], found["experiments"]) == (LAST, 12 + 9 + 9 + 9 + 2)  # two of the final number
+    assert found["basis"] == "rough" and found["off"]["experiments"] > 0.3
+
+
 @pytest.mark.parametrize("what", ["usd", "tokens"])
 def test_what_lies_in_stock_is_not_paid_for_again(tmp_path: Path, what: str) -> None:
     """Where money ends the night; where time does, as many candidates are left over as lie there now."""
