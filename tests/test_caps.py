@@ -21,7 +21,7 @@ from agent.errors import UserError
 from agent.forecast import LAST, forecast, scatter
 from agent.ledger import Mark
 from agent.llm import prices
-from agent.records import Cost, Proposal, Result, Run, Verdict
+from agent.records import Certification, Cost, Proposal, Result, Run, Verdict
 from agent.show.view import forecast_line
 from agent.site import Site, until_time
 from agent.spending import Spending, audit_runs, parse_caps
@@ -236,6 +236,18 @@ def test_a_forecast_of_a_list_with_an_end_ends_with_its_last_proposal(tmp_path: 
     assert (found["ends"], found["experiments"]) == (LAST, round(13 + 13 / 12 * 6 + 2))  # one is in work
     assert "ended by the last proposal; " in forecast_line(found)
     assert forecast(spending.site, night.state, spending, night._now, proposals=5000)["ends"] == "experiments"
+
+
+def test_a_forecast_counts_as_calibrated_from_two_candidates_a_batch_on(tmp_path: Path) -> None:
+    """However alike they are: here they do not differ at all."""
+    night, spending = opened(tmp_path, slots=1, experiments=50)
+    told = []
+    for number in range(1, 20):
+        judged(night, number)
+        if number == 1:  # else a certification is expected to be yet to come
+            night.ledger.append("certify", Certification("001-x", night.state.tip, "d" * 40, 1, 0))
+        told.append(forecast(spending.site, night.state, spending, night._now)["basis"])
+    assert told == ["baseline"] * 9 + ["rough"] * 7 + ["calibrated"] * 3
 
 
 def test_a_candidate_in_certification_has_most_of_its_runs_before_it(tmp_path: Path) -> None:
