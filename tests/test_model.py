@@ -30,6 +30,8 @@ from agent.llm.edit_modes import EXPECTED, accounts
 
 REPLIES = 10
 """Fewest replies that the campaign must have had to say anything."""
+MINUTES = float(os.environ.get("MODEL_MINUTES", "12"))
+"""Length of the campaign: on two cores a reply takes half a minute, and most of them ask for no run."""
 
 
 @contextmanager
@@ -103,8 +105,8 @@ def test_a_campaign_of_a_real_model_accounts_for_every_reply(
     tiny.commit(tmp_path / "target", "Ask slowly")
     with relay(served.base_url.removesuffix("/v1")) as (base, said):
         done = subprocess.run(
-            [sys.executable, "-m", "agent.cli", "run", "target", "--budget-runs", os.environ.get("MODEL_RUNS", "40")],
-            cwd=tmp_path, text=True, capture_output=True, timeout=1400, check=False,
+            [sys.executable, "-m", "agent.cli", "run", "target", "--cap", f"hours={MINUTES / 60}"], cwd=tmp_path,
+            text=True, capture_output=True, timeout=1400, check=False,
             env=environment({"RATCHET_MODEL": served.name, "OPENAI_BASE_URL": f"{base}/v1"}))
     assert done.returncode == 0, done.stderr
     state = check_sound(only_run(tmp_path / "runs"))
